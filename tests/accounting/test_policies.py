@@ -1,0 +1,131 @@
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from accounting import (
+    GUARANTEES,
+    DpSgdMechanism,
+    InvalidPrivacyParameter,
+    PrivacyBudget,
+    check_per_trial,
+    epsilon,
+    guarantee,
+    policies,
+)
+
+MECHANISM = DpSgdMechanism(noise_multiplier=1.0, sampling_prob=0.01, iterations=1000)
+COST = 1.828  # At delta 1e-5; dp-accounting 0.6.0.
+
+
+def test_admits_what_fits_and_rejects_what_does_not() -> None:
+    fits = check_per_trial(MECHANISM, PrivacyBudget(epsilon=1.83, delta=1e-5))
+    dear = check_per_trial(MECHANISM, PrivacyBudget(epsilon=1.8, delta=1e-5))
+    assert fits.admitted
+    assert fits.reason == "epsilon 1.829 is within the budget of 1.83 at delta 1e-05"
+    assert not dear.admitted
+    assert dear.reason.startswith("epsilon 1.829 exceeds the budget of 1.8 at delta 1e-05; ")
+    assert fits.epsilon == dear.epsilon == pytest.approx(COST, rel=1e-3)
+    assert fits.delta == dear.delta == 1e-5
+
+
+def test_the_edge_is_inclusive() -> None:
+    exact = epsilon(MECHANISM, delta=1e-5)
+    below = math.nextafter(exact, 0)
+    assert check_per_trial(MECHANISM, PrivacyBudget(epsilon=exact, delta=1e-5)).admitted
+    assert not check_per_trial(MECHANISM, PrivacyBudget(epsilon=below, delta=1e-5)).admitted
+
+
+@pytest.mark.slow
+def test_hints_hold() -> None:
+    budget = PrivacyBudget(epsilon=1.0, delta=1e-5)
+    reason = check_per_trial(MECHANISM, budget).reason
+    found = re.search(r"noise_multiplier >= ([\d.]+) or iterations <= (\d+) would fit", reason)
+    assert found
+    noise, iterations = float(found[1]), int(found[2])
+    louder = DpSgdMechanism(noise_multiplier=noise, sampling_prob=0.01, iterations=1000)
+    assert check_per_trial(louder, budget).admitted
+    assert check_per_trial(MECHANISM.after(iterations), budget).admitted
+    assert 1.4 < noise < 1.6
+    assert iterations > 150
+
+
+def test_a_rejection_without_hints_still_has_a_reason() -> None:
+    one_step = DpSgdMechanism(noise_multiplier=0.1, sampling_prob=1, iterations=1)
+    reason = check_per_trial(one_step, PrivacyBudget(epsilon=1, delta=1e-5)).reason
+    assert "noise_multiplier >= " in reason
+    assert "iterations" not in reason
+
+
+@pytest.mark.parametrize("answer", [math.nan, RuntimeError("broken"), MemoryError("full")])
+def test_fails_closed(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> float:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(policies, "epsilon", broken)
+    decision = check_per_trial(MECHANISM, PrivacyBudget(epsilon=1e6, delta=1e-5))
+    assert not decision.admitted
+    assert decision.epsilon == math.inf
+    assert "could not be computed" in decision.reason
+
+
+@pytest.mark.parametrize("mechanism", [None, 0.5, "mechanism"])
+def test_what_is_no_mechanism_is_not_admitted(mechanism: Any) -> None:
+    decision = check_per_trial(mechanism, PrivacyBudget(epsilon=8, delta=1e-5))
+    assert not decision.admitted
+    assert "mechanism must be a DpSgdMechanism" in decision.reason
+
+
+def test_what_is_no_budget_is_an_error() -> None:
+    budget: Any = (8, 1e-5)
+    with pytest.raises(InvalidPrivacyParameter, match="budget"):
+        check_per_trial(MECHANISM, budget)
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -1, 0, True, "8", "eight", None, np.float32("nan")], ids=repr
+)
+@pytest.mark.parametrize("field", ["epsilon", "delta"])
+def test_budget_refuses(field: str, value: Any) -> None:
+    fields: dict[str, Any] = {"epsilon": 8.0, "delta": 1e-5, field: value}
+    with pytest.raises(InvalidPrivacyParameter, match=field):
+        PrivacyBudget(**fields)
+
+
+@pytest.mark.parametrize("delta", [1, 1e-11, 2.0])
+def test_budget_refuses_deltas_out_of_range(delta: Any) -> None:
+    with pytest.raises(InvalidPrivacyParameter, match="delta"):
+        PrivacyBudget(epsilon=8, delta=delta)
+
+
+def test_the_guarantee_says_what_is_not_covered() -> None:
+    text = guarantee("per_trial", epsilon=6.76881, delta=1e-5, neighboring_relation="zero_out")
+    assert text.startswith("Each trial on its own is (6.769, 1e-05)-differentially private")
+    assert "blanking one example" in text
+    assert "Poisson" in text
+    assert "NOT cover choosing the best of several trials, nor the sweep as a whole" in text
+    assert "adding or removing one example" in guarantee("per_trial", epsilon=1, delta=1e-5)
+    assert set(GUARANTEES) == {"per_trial"}
+    assert "(epsilon, delta)-differentially private" in GUARANTEES["per_trial"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("policy", "open"), ("epsilon", math.nan), ("epsilon", math.inf), ("delta", 0)],
+)
+def test_no_guarantee_without_numbers(field: str, value: Any) -> None:
+    fields: dict[str, Any] = {"policy": "per_trial", "epsilon": 1.0, "delta": 1e-5, field: value}
+    with pytest.raises(InvalidPrivacyParameter, match=field):
+        guarantee(**fields)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(8.0, "8"), (8.0000001, "8.001"), (0.12341, "0.1235"), (0.0, "0"), (123456, "1.235e+05")],
+)
+def test_numbers_are_shown_rounded_up(number: float, text: str) -> None:
+    assert f"({text}, " in guarantee("per_trial", epsilon=number, delta=1e-5)
