@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+
+from trainer.checkpoints import (
+    architecture,
+    check_initial_params,
+    load_opt_state,
+    load_params,
+    read_manifest,
+    save_checkpoint,
+)
+from trainer.config import ModelConfig
+from trainer.errors import CheckpointError
+
+PARAMS = {"layer": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+OPT_STATE = ({"momentum": np.ones(3, np.float32)}, ())
+SHAPE = architecture(ModelConfig(name="mlp"), (8, 8, 1), 10)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "step-00000005"
+    save_checkpoint(
+        path,
+        params=PARAMS,
+        opt_state=OPT_STATE,
+        step=5,
+        architecture=SHAPE,
+        dataset_fingerprint="f" * 32,
+        config_digest="c" * 64,
+    )
+    return path
+
+
+def test_what_was_saved_comes_back(saved):
+    manifest = read_manifest(saved)
+    assert (manifest.step, manifest.architecture) == (5, SHAPE)
+    np.testing.assert_array_equal(
+        load_params(saved, PARAMS)["layer"]["kernel"], PARAMS["layer"]["kernel"]
+    )
+    np.testing.assert_array_equal(load_opt_state(saved, OPT_STATE)[0]["momentum"], np.ones(3))
+
+
+def test_nothing_else_is_left_beside_it(saved):
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_saving_again_replaces(saved):
+    save_checkpoint(
+        saved,
+        params=PARAMS,
+        opt_state=(),
+        step=6,
+        architecture=SHAPE,
+        dataset_fingerprint="f" * 32,
+        config_digest="c" * 64,
+    )
+    assert read_manifest(saved).step == 6
+    assert load_opt_state(saved, ((),)) == ((),)
+
+
+def test_it_holds_no_key(saved):
+    text = "".join(path.read_text(errors="replace") for path in saved.rglob("*") if path.is_file())
+    assert "key" not in json.loads((saved / "checkpoint.json").read_text())
+    assert "secret" not in text
+
+
+def flip_a_byte(path):
+    file = next(file for file in sorted((path / "params").rglob("*")) if file.stat().st_size > 40)
+    raw = bytearray(file.read_bytes())
+    raw[20] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+def edit_manifest(**changes):
+    def edit(path):
+        file = path / "checkpoint.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_a_byte, "damaged, its files differ"),
+        (lambda path: (path / "params" / "extra").write_text("x"), "damaged, its files differ"),
+        (lambda path: (path / "checkpoint.json").unlink(), "holds no checkpoint.json"),
+        (lambda path: (path / "checkpoint.json").write_text("{"), "is damaged"),
+        (lambda path: (path / "checkpoint.json").write_text("[1]"), "is damaged"),
+        (lambda path: (path / "checkpoint.json").write_bytes(b"\xff\x00"), "is damaged"),
+        (edit_manifest(format=99), "has format 99"),
+        (edit_manifest(surprise=1), "is damaged"),
+    ],
+)
+def test_damage_is_found(saved, damage, message):
+    damage(saved)
+    with pytest.raises(CheckpointError, match=message):
+        read_manifest(saved)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such directory"):
+        read_manifest(tmp_path / "absent")
+    (tmp_path / "file").write_text("hello")
+    with pytest.raises(CheckpointError, match="no such directory"):
+        read_manifest(tmp_path / "file")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        read_manifest(tmp_path)
+
+
+def test_initial_params_must_fit_and_be_public(saved):
+    check_initial_params(saved, SHAPE, "0" * 32)
+    with pytest.raises(CheckpointError, match="budget that nobody accounts for"):
+        check_initial_params(saved, SHAPE, "f" * 32)
+    other = architecture(ModelConfig(name="mlp", hidden_sizes=(3,)), (8, 8, 1), 10)
+    with pytest.raises(CheckpointError, match="hidden_sizes"):
+        check_initial_params(saved, other, "0" * 32)
+
+
+def test_parameters_of_another_form_are_refused(saved):
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_params(
+            saved, {"layer": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3)}}
+        )

@@ -1,0 +1,84 @@
+import dataclasses
+import json
+import math
+
+import pytest
+
+from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.errors import ConfigError
+
+CONFIG = TrialConfig(
+    data=DataConfig(name="digits"),
+    model=ModelConfig(name="mlp", hidden_sizes=(8, 4)),
+    optimizer="adam",
+    learning_rate=0.1,
+    l2_clip_norm=1.0,
+    noise_multiplier=2.0,
+    sampling_prob=0.1,
+    expected_batch_size=64,
+    iterations=10,
+    report_every_steps=5,
+    target_delta=1e-5,
+)
+
+NOT_POSITIVE = [0, -1.0, math.nan, math.inf, "1", True, None]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (field, value)
+        for field in ("learning_rate", "l2_clip_norm", "noise_multiplier", "expected_batch_size")
+        for value in NOT_POSITIVE
+    ]
+    + [("sampling_prob", value) for value in (*NOT_POSITIVE, 1.5)]
+    + [("target_delta", value) for value in (*NOT_POSITIVE, 1.5)]
+    + [
+        (field, value)
+        for field in ("iterations", "report_every_steps")
+        for value in (0, -1, 1.0, True, "3")
+    ]
+    + [
+        ("optimizer", "sdg"),
+        ("accountant", "gdp"),
+        ("neighboring_relation", "replace_one"),
+        ("seed", -1),
+    ],
+)
+def test_a_field_that_is_not_allowed_is_named_with_its_value(field, value):
+    with pytest.raises(ConfigError) as caught:
+        dataclasses.replace(CONFIG, **{field: value})
+    assert str(caught.value).startswith(f"{field}={value!r}: allowed is")
+
+
+@pytest.mark.parametrize("name", ["../etc", "Digits", "digits\n", "a/../b", "", "gs://x", "a b"])
+def test_data_set_names_cannot_leave_their_folder(name):
+    with pytest.raises(ConfigError, match="allowed is a TFDS name"):
+        DataConfig(name=name)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (1.5,), [8]])
+def test_layer_sizes_are_whole_and_positive(sizes):
+    with pytest.raises(ConfigError, match="hidden_sizes"):
+        ModelConfig(name="mlp", hidden_sizes=sizes)
+
+
+def test_json_round_trip():
+    data = json.loads(json.dumps(CONFIG.to_json()))
+    assert TrialConfig.from_json(data) == CONFIG
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.pop("noise_multiplier"),
+        lambda data: data.update(extra=1),
+        lambda data: data["model"].pop("name"),
+        lambda data: data.update(data=None),
+    ],
+)
+def test_json_of_something_else_is_refused(change):
+    data = CONFIG.to_json()
+    change(data)
+    with pytest.raises(ConfigError):
+        TrialConfig.from_json(data)

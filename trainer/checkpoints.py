@@ -1,0 +1,215 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is a directory with two Orbax trees, ``params/`` and ``opt_state/``, and
+``checkpoint.json``: what they belong to, and the SHA-256 of every file. It is written under
+another name, synced, and renamed into place, so a crash leaves no half of one; any later damage
+shows as a digest that differs. No key is ever in it: randomness is drawn anew by whoever goes on
+(`trainer.keys`).
+
+`read_manifest` and `check_initial_params` need no JAX, so a specification that names a
+checkpoint can be refused before anything starts.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trainer.config import ModelConfig, TrialConfig
+from trainer.errors import CheckpointError
+
+FORMAT = 1
+_MANIFEST = "checkpoint.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint belongs to.
+
+    Attributes:
+        step: Steps taken.
+        architecture: Model name, sizes, input shape and classes, as JSON would hold them.
+        dataset_fingerprint: Of the protected data that it was trained on.
+        config_digest: Of everything that must agree for the trial to go on (`config_digest`).
+        files: Relative path of every file to its SHA-256.
+    """
+
+    step: int
+    architecture: dict[str, Any]
+    dataset_fingerprint: str
+    config_digest: str
+    files: dict[str, str]
+
+
+def architecture(
+    model: ModelConfig, image_shape: tuple[int, ...], num_classes: int
+) -> dict[str, Any]:
+    """What two models must share for parameters of one to fit the other."""
+    sizes: dict[str, Any] = {
+        "logistic_regression": {},
+        "mlp": {"hidden_sizes": list(model.hidden_sizes)},
+        "cnn": {"channels": list(model.channels)},
+    }[model.name]
+    shape = list(image_shape)
+    return {"model": model.name, **sizes, "image_shape": shape, "num_classes": num_classes}
+
+
+def config_digest(config: TrialConfig) -> str:
+    """SHA-256 over a configuration, without what a continued trial may change.
+
+    Those are ``iterations`` and ``report_every_steps``: a trial may be extended or reported on
+    more often. Everything else would make it another mechanism or another model.
+    """
+    facts = dataclasses.asdict(config)
+    for free in ("iterations", "report_every_steps"):
+        del facts[free]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    params: Any,
+    opt_state: Any,
+    step: int,
+    architecture: dict[str, Any],
+    dataset_fingerprint: str,
+    config_digest: str,
+) -> None:
+    """Writes a checkpoint atomically; one that is already at ``path`` is replaced.
+
+    Args:
+        path: Directory to create. Its parent is made if need be.
+        params: Pytree of arrays.
+        opt_state: Pytree of arrays, possibly without leaves.
+        step: Steps taken.
+        architecture: From `architecture`.
+        dataset_fingerprint: Of the protected data set.
+        config_digest: From `config_digest`.
+    """
+    import jax
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _write_tree(partial / "params", params)
+    leaves = jax.tree.leaves(opt_state)
+    if leaves:
+        _write_tree(partial / "opt_state", {str(i): leaf for i, leaf in enumerate(leaves)})
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "architecture": architecture,
+        "dataset_fingerprint": dataset_fingerprint,
+        "config_digest": config_digest,
+        "files": _digests(partial),
+    }
+    with open(partial / _MANIFEST, "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(path, ignore_errors=True)
+    partial.rename(path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Reads and verifies a checkpoint's manifest, file digests included.
+
+    Args:
+        path: A checkpoint directory.
+
+    Raises:
+        CheckpointError: If ``path`` is absent, is no checkpoint, or is damaged.
+    """
+    where = f"checkpoint {str(path)!r}"
+    if not path.is_dir():
+        raise CheckpointError(f"{where}: no such directory")
+    try:
+        raw = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        known = raw.pop("format")
+        manifest = Manifest(**raw)
+    except FileNotFoundError:
+        raise CheckpointError(f"{where}: not a checkpoint, it holds no {_MANIFEST}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        raise CheckpointError(f"{where}: not a checkpoint, its {_MANIFEST} is damaged") from None
+    if known != FORMAT:
+        raise CheckpointError(f"{where}: has format {known!r}; this version reads {FORMAT}")
+    if _digests(path) != manifest.files:
+        raise CheckpointError(f"{where}: damaged, its files differ from its {_MANIFEST}")
+    return manifest
+
+
+def check_initial_params(path: Path, wanted: dict[str, Any], dataset_fingerprint: str) -> Manifest:
+    """Whether a checkpoint's parameters may start a trial.
+
+    Args:
+        path: A checkpoint directory.
+        wanted: The trial's `architecture`.
+        dataset_fingerprint: Of the data that the trial protects.
+
+    Raises:
+        CheckpointError: If it is no checkpoint, has another architecture, or was trained on
+            the very data that the trial protects: its spending would go unaccounted.
+    """
+    manifest = read_manifest(path)
+    if manifest.architecture != wanted:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r}: holds {manifest.architecture}; allowed is {wanted}"
+        )
+    if manifest.dataset_fingerprint == dataset_fingerprint:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r}: was trained on the data set that this trial protects, "
+            "so starting from it would spend budget that nobody accounts for; allowed is a "
+            "checkpoint from other, public data"
+        )
+    return manifest
+
+
+def load_params(path: Path, like: Any) -> Any:
+    """The parameters of a verified checkpoint, in the form of ``like``."""
+    return _read_tree(path / "params", like)
+
+
+def load_opt_state(path: Path, like: Any) -> Any:
+    """The optimizer state of a verified checkpoint, in the form of ``like``."""
+    import jax
+
+    leaves, treedef = jax.tree.flatten(like)
+    if not leaves:
+        return like
+    stored = _read_tree(
+        path / "opt_state", {str(index): leaf for index, leaf in enumerate(leaves)}
+    )
+    return jax.tree.unflatten(treedef, [stored[str(index)] for index in range(len(leaves))])
+
+
+def _write_tree(path: Path, tree: Any) -> None:
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path.resolve(), jax.device_get(tree))
+
+
+def _read_tree(path: Path, like: Any) -> Any:
+    import jax
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path.resolve(), target=jax.device_get(like))
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"checkpoint {str(path)!r}: does not fit: {error}") from error
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """SHA-256 of every file below ``path`` but the manifest, by relative path."""
+    return {
+        file.relative_to(path).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file != path / _MANIFEST
+    }

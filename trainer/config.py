@@ -1,0 +1,169 @@
+"""What one trial is: frozen, plain data that may cross a process boundary.
+
+Nothing here imports JAX, so that a sweep's specification can be read and checked on a
+machine that trains nothing. Every number is validated on construction: a config that exists
+is a config that may run.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from trainer.errors import ConfigError
+
+ModelName = Literal["logistic_regression", "mlp", "cnn"]
+OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"]
+Scaling = Literal["unit_norm", "per_image_standardization", "divide_by_255"]
+NeighboringRelation = Literal["zero_out", "add_or_remove_one"]
+Accountant = Literal["pld", "rdp"]
+
+# A TFDS name: name[/config][:version]. It becomes part of a path, so nothing else may pass.
+DATASET_NAME_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)?(:\d+\.\d+\.\d+)?$"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which examples a trial learns from and is measured on.
+
+    Attributes:
+        name: TFDS name, ``name[/config][:version]``.
+        data_dir: TFDS data directory. None searches the usual places (`trainer.datasets`).
+        train_split: TFDS split expression of the protected training examples.
+        eval_split: TFDS split expression of the held-out examples, which are treated as public.
+        scaling: How an example's pixels become model inputs. Each choice reads one example
+            alone, so it does not touch the guarantee.
+    """
+
+    name: str
+    data_dir: str | None = None
+    train_split: str = "train"
+    eval_split: str = "test"
+    scaling: Scaling = "unit_norm"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(DATASET_NAME_PATTERN, self.name):
+            raise ConfigError(
+                f"data.name={self.name!r}: allowed is a TFDS name such as 'digits' or "
+                "'cifar10:3.0.2'"
+            )
+        _one_of("data.scaling", self.scaling, get_args(Scaling))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model of a trial.
+
+    Attributes:
+        name: One of `ModelName`.
+        hidden_sizes: Widths of the hidden layers of ``mlp``; each >= 1.
+        channels: Widths of the convolutions of ``cnn``; each >= 1.
+        init_from: Directory of a checkpoint whose parameters start the trial, or None for a
+            fresh initialisation. They must be public with respect to the protected data.
+    """
+
+    name: ModelName
+    hidden_sizes: tuple[int, ...] = (64,)
+    channels: tuple[int, ...] = (16, 32)
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("model.name", self.name, get_args(ModelName))
+        for field in ("hidden_sizes", "channels"):
+            sizes = getattr(self, field)
+            if not isinstance(sizes, tuple) or not sizes:
+                raise ConfigError(f"model.{field}={sizes!r}: allowed is a non-empty tuple")
+            for size in sizes:
+                _positive_int(f"model.{field}", size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """One configuration of one trial.
+
+    Attributes:
+        data: The data set.
+        model: The model.
+        optimizer: One of `OptimizerName`, as in optax.
+        learning_rate: Step size, > 0.
+        l2_clip_norm: Bound on one example's gradient norm, > 0.
+        noise_multiplier: Noise standard deviation / sensitivity, > 0.
+        sampling_prob: Probability with which each example joins a batch, in (0, 1].
+        expected_batch_size: Divisor of the noisy sum, >= 1: a public number, never the
+            realised batch size.
+        iterations: How often the mechanism runs, >= 1.
+        report_every_steps: Steps between two reports, >= 1.
+        target_delta: The delta at which epsilon is reported, in [1e-10, 1).
+        accountant: ``pld`` or ``rdp``.
+        neighboring_relation: Which data sets count as neighbours.
+        seed: Steers initialisation alone; noise and sampling never see it.
+    """
+
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerName
+    learning_rate: float
+    l2_clip_norm: float
+    noise_multiplier: float
+    sampling_prob: float
+    expected_batch_size: float
+    iterations: int
+    report_every_steps: int
+    target_delta: float
+    accountant: Accountant = "pld"
+    neighboring_relation: NeighboringRelation = "zero_out"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("optimizer", self.optimizer, get_args(OptimizerName))
+        _one_of("accountant", self.accountant, get_args(Accountant))
+        _one_of("neighboring_relation", self.neighboring_relation, get_args(NeighboringRelation))
+        for field in ("learning_rate", "l2_clip_norm", "noise_multiplier"):
+            _number(field, getattr(self, field), low=0.0)
+        _number("sampling_prob", self.sampling_prob, low=0.0, high=1.0)
+        _number("expected_batch_size", self.expected_batch_size, low=0.0)
+        _number("target_delta", self.target_delta, low=0.0, high=1.0)
+        for field in ("iterations", "report_every_steps"):
+            _positive_int(field, getattr(self, field))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ConfigError(f"seed={self.seed!r}: allowed is a whole number >= 0")
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain JSON data."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TrialConfig":
+        """The configuration that `to_json` gave.
+
+        Raises:
+            ConfigError: If a field is unknown, missing or not allowed.
+        """
+        try:
+            model = dict(data["model"])
+            for sizes in ("hidden_sizes", "channels"):
+                model[sizes] = tuple(model[sizes])
+            sections = {"data": DataConfig(**data["data"]), "model": ModelConfig(**model)}
+            return cls(**{**data, **sections})
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"not a trial's configuration: {error}") from error
+
+
+def _one_of(field: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{field}={value!r}: allowed is one of {', '.join(allowed)}")
+
+
+def _number(field: str, value: object, *, low: float, high: float = math.inf) -> None:
+    """Accepts finite numbers in (low, high]."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not ok or not math.isfinite(value) or not low < value <= high:  # type: ignore[arg-type]
+        bound = f"in ({low:g}, {high:g}]" if math.isfinite(high) else f"> {low:g}"
+        raise ConfigError(f"{field}={value!r}: allowed is a finite number {bound}")
+
+
+def _positive_int(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{field}={value!r}: allowed is a whole number >= 1")
