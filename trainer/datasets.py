@@ -54,10 +54,10 @@ class DatasetInfo:
         image_shape: Height, width, channels.
         num_classes: Number of classes; labels are 0 to ``num_classes - 1``.
         fingerprint: 32 hexadecimal digits that identify the data set: a digest of its name,
-            config, version, the sizes of all its splits and the form of its features. Equal on
-            every machine, and the same whatever splits and scaling a trial uses. It does not
-            depend on any pixel or label, because a digest of protected examples would let
-            anyone who knows all but one of them test a guess about the last.
+            config, version and the form of its features. Equal on every machine, and the same
+            whatever splits and scaling a trial uses. It does not depend on any pixel, label or
+            size: a digest of protected examples would let anyone who knows all but one of them
+            test a guess about the last, and where the size is protected it is guessed as fast.
     """
 
     name: str
@@ -216,7 +216,6 @@ def _fingerprint(location: Location, tfds_info: Any, image_key: str, label_key: 
     identity = {
         "name": location.name,
         "version": location.version,
-        "splits": {name: split.num_examples for name, split in tfds_info.splits.items()},
         "image": [image_key, image.shape, np.dtype(image.np_dtype).name],
         "label": [label_key, label.num_classes],
     }
