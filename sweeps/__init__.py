@@ -1,0 +1,7 @@
+"""The service: takes a sweep's specification, admits its trials, runs and tracks them.
+
+A sweep's way: `spec` (what is asked), `search_space` (which configurations), `admission` (which
+of them the budget allows, under which `guarantee`), `database` (the rows that are the truth),
+`tune` (Ray Tune executes), `tracking` (MLflow hears of it), `report` (what there is to see), in
+the order that `service` gives them, started from `cli`. `home` says where state lives.
+"""

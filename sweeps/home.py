@@ -1,0 +1,85 @@
+"""Where state lives: one folder, or a URL for each part of it.
+
+Everything has a default below ``DP_SWEEPS_HOME`` (``~/.dp-sweeps``). The environment moves a part
+to the real thing: ``DP_SWEEPS_DATABASE_URL`` to PostgreSQL, ``MLFLOW_TRACKING_URI`` to an MLflow
+server. Workers read the same environment, so a password in a URL never travels through Ray.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import sqlalchemy
+
+HOME_VARIABLE = "DP_SWEEPS_HOME"
+DATABASE_VARIABLE = "DP_SWEEPS_DATABASE_URL"
+MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+@dataclasses.dataclass(frozen=True)
+class Home:
+    """The places of one installation's state. Nothing is created by looking.
+
+    Attributes:
+        path: The folder.
+        database_url: SQLAlchemy URL of the one database.
+        mlflow_uri: MLflow tracking URI.
+    """
+
+    path: Path
+    database_url: sqlalchemy.URL = dataclasses.field(repr=False)
+    mlflow_uri: str = dataclasses.field(repr=False)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Home":
+        """Reads the three variables; unset or empty ones take their defaults."""
+        env = os.environ if environment is None else environment
+        path = Path(env.get(HOME_VARIABLE) or Path.home() / ".dp-sweeps").expanduser().absolute()
+        url = env.get(DATABASE_VARIABLE)
+        return cls(
+            path=path,
+            database_url=(
+                sqlalchemy.make_url(url)
+                if url
+                else sqlalchemy.URL.create("sqlite", database=str(path / "ledger.db"))
+            ),
+            mlflow_uri=env.get(MLFLOW_VARIABLE) or f"sqlite:///{path / 'mlflow.db'}",
+        )
+
+    @property
+    def data_dir(self) -> Path:
+        """Built-in data sets, prepared once."""
+        return self.path / "data"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """MLflow artifacts, where MLflow is the local default."""
+        return self.path / "artifacts"
+
+    @property
+    def compilation_cache_dir(self) -> Path:
+        """JAX's persistent compilation cache, shared by the workers of this machine."""
+        return self.path / "cache" / "jax"
+
+    def sweep_dir(self, sweep_id: str) -> Path:
+        """A sweep's reports, checkpoints and Tune's own files."""
+        return self.path / "sweeps" / sweep_id
+
+    def checkpoint_dir(self, sweep_id: str, trial_id: str) -> Path:
+        """A trial's checkpoints."""
+        return self.sweep_dir(sweep_id) / "checkpoints" / trial_id
+
+    @property
+    def uses_sqlite(self) -> bool:
+        """Whether the database is a file of this machine."""
+        return self.database_url.get_backend_name() == "sqlite"
+
+    @property
+    def uses_local_mlflow(self) -> bool:
+        """Whether MLflow's store is a file of this machine."""
+        return self.mlflow_uri.startswith("sqlite:")
+
+    def create(self) -> None:
+        """Makes the folder, readable by its owner alone."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

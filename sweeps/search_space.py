@@ -1,0 +1,225 @@
+"""From a specification to the trials it proposes; Ray Tune's semantics without Ray.
+
+`expand` lists every hyperparameter setting up front, so that all of them can be put before the
+accountant before any of them runs.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Literal, cast
+
+import numpy as np
+
+from sweeps.errors import Problem, SpecError
+from sweeps.spec.domains import CALIBRATED, Domain, Value, step_indices
+from sweeps.spec.sweep_spec import SweepSpec
+from trainer.config import DataConfig, ModelConfig, OptimizerName, TrialConfig
+
+# Slowest first. Neighbours in the list differ in what is cheap to change: settings that share
+# a batch size share a compiled program and one reckoning of their privacy.
+GRID_ORDER = (
+    "noise_multiplier",
+    "l2_clip_norm",
+    "iterations",
+    "expected_batch_size",
+    "optimizer",
+    "learning_rate",
+)
+
+# Which of the independent random streams a field draws from. These numbers are part of what a
+# seed means: a new field gets a new number, and no number changes.
+_STREAMS = {
+    "optimizer": 0,
+    "learning_rate": 1,
+    "expected_batch_size": 2,
+    "iterations": 3,
+    "noise_multiplier": 4,
+    "l2_clip_norm": 5,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Hyperparameters:
+    """One point of a search space.
+
+    Attributes:
+        optimizer: Optimizer, as in optax.
+        learning_rate: Step size, > 0.
+        expected_batch_size: Mean size of a Poisson-sampled batch, >= 1.
+        iterations: How often the mechanism runs, >= 1.
+        noise_multiplier: Noise standard deviation / sensitivity, > 0; or ``calibrated``, the
+            smallest that keeps the trial within the target.
+        l2_clip_norm: Bound on one example's gradient norm, > 0.
+    """
+
+    optimizer: OptimizerName
+    learning_rate: float
+    expected_batch_size: float
+    iterations: int
+    noise_multiplier: float | Literal["calibrated"]
+    l2_clip_norm: float
+
+
+def expand(spec: SweepSpec) -> list[Hyperparameters]:
+    """Lists the settings that a sweep proposes.
+
+    As in Ray Tune, the product of all ``grid_search`` fields is run ``search.num_samples`` times,
+    and every other domain is drawn anew for each setting. The order is stable: one sample after
+    the other; within a sample the grid in `GRID_ORDER`, learning rate fastest, each field's
+    values as they are listed. Equal settings are kept: they are repeats with other noise.
+
+    Random domains depend on ``search.seed`` and on the setting's position alone, and each field
+    draws from a stream of its own, so a change to one field leaves the draws of others as they
+    were.
+
+    Args:
+        spec: The specification, whose number of trials was bounded when it was read.
+
+    Returns:
+        ``spec.num_trials`` settings.
+    """
+    domains = dict(spec.search_space.domains())
+    streams = {
+        name: np.random.default_rng([spec.search.seed, _STREAMS[name]]) for name in GRID_ORDER
+    }
+    # A random domain takes one place in the grid, which its draw then fills.
+    axes = [(None,) if domains[name].is_random else domains[name].values for name in GRID_ORDER]
+    settings: list[Hyperparameters] = []
+    for _ in range(spec.search.num_samples):
+        for point in itertools.product(*axes):
+            values = {
+                name: draw(domains[name], streams[name]) if value is None else value
+                for name, value in zip(GRID_ORDER, point, strict=True)
+            }
+            settings.append(_hyperparameters(values))
+    return settings
+
+
+def draw(domain: Domain, rng: np.random.Generator) -> Value:
+    """One value of a random domain.
+
+    ``quniform`` gives every multiple of its step the same probability, both ends included; Ray
+    Tune's gives the two ends half of it.
+
+    Raises:
+        ValueError: The domain is a constant or a grid.
+    """
+    if domain.kind == "choice":
+        return domain.values[int(rng.integers(len(domain.values)))]
+    if not domain.is_random:
+        raise ValueError(f"domain.kind={domain.kind!r}: allowed is a random domain")
+    low, high = (float(value) for value in domain.values[:2])
+    match domain.kind:
+        case "randint":
+            return int(rng.integers(int(low), int(high)))
+        case "lograndint":
+            value = math.floor(_log_uniform(low, high, rng))
+            return min(max(value, int(low)), int(high) - 1)
+        case "quniform":
+            step = float(domain.values[2])
+            first, last = step_indices(low, high, step)
+            # Twelve digits, so that 3 * 0.1 is shown as 0.3.
+            value = float(f"{int(rng.integers(first, last, endpoint=True)) * step:.12g}")
+        case "loguniform":
+            value = _log_uniform(low, high, rng)
+        case _:
+            value = float(rng.uniform(low, high))
+    return min(max(value, low), high)
+
+
+def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
+    return math.exp(float(rng.uniform(math.log(low), math.log(high))))
+
+
+def _hyperparameters(values: dict[str, Value]) -> Hyperparameters:
+    noise = values["noise_multiplier"]
+    return Hyperparameters(
+        optimizer=cast("OptimizerName", values["optimizer"]),
+        learning_rate=float(values["learning_rate"]),
+        expected_batch_size=float(values["expected_batch_size"]),
+        iterations=int(values["iterations"]),
+        noise_multiplier=CALIBRATED if noise == CALIBRATED else float(noise),
+        l2_clip_norm=float(values["l2_clip_norm"]),
+    )
+
+
+def public_num_examples(spec: SweepSpec, num_examples: int | None) -> int:
+    """The number of examples with which sampling may reckon in public.
+
+    Args:
+        spec: The specification.
+        num_examples: The data set's size. It is used where ``zero_out`` makes it public, and
+            never looked at where ``add_or_remove_one`` protects it; None is then fine.
+
+    Raises:
+        ValueError: The public size is not a whole number >= 1.
+    """
+    if spec.privacy.neighboring_relation == "zero_out":
+        field, size = "num_examples", num_examples
+    else:
+        field, size = "data.declared_num_examples", spec.data.declared_num_examples
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{field}={size!r}: allowed is a whole number >= 1")
+    return size
+
+
+def trial_config(
+    spec: SweepSpec,
+    hyperparameters: Hyperparameters,
+    *,
+    num_examples: int | None,
+    noise_multiplier: float,
+) -> TrialConfig:
+    """The configuration of one trial.
+
+    Args:
+        spec: The specification.
+        hyperparameters: One setting of `expand`.
+        num_examples: The data set's size, as in `public_num_examples`.
+        noise_multiplier: The setting's own, or the calibrated one where it says so.
+
+    Raises:
+        SpecError: The expected batch is larger than the data set.
+        ValueError: `noise_multiplier` is not the setting's own, or `num_examples` is missing.
+    """
+    if hyperparameters.noise_multiplier not in (CALIBRATED, noise_multiplier):
+        raise ValueError(
+            f"noise_multiplier={noise_multiplier!r}: the setting says "
+            f"{hyperparameters.noise_multiplier!r}"
+        )
+    public_size = public_num_examples(spec, num_examples)
+    batch = hyperparameters.expected_batch_size
+    if batch > public_size:
+        message = (
+            f"expected_batch_size {batch:g} exceeds the {public_size} examples of "
+            f"{spec.data.name} {spec.data.train_split}; allowed: at most {public_size}"
+        )
+        raise SpecError([Problem(message=message, key_path="search_space.expected_batch_size")])
+    return TrialConfig(
+        data=DataConfig(
+            name=spec.data.name,
+            data_dir=spec.data.data_dir,
+            train_split=spec.data.train_split,
+            eval_split=spec.data.eval_split,
+            scaling=spec.data.scaling,
+        ),
+        model=ModelConfig(
+            name=spec.model.name,
+            hidden_sizes=spec.model.hidden_sizes,
+            channels=spec.model.channels,
+            init_from=spec.model.init_from,
+        ),
+        optimizer=hyperparameters.optimizer,
+        learning_rate=hyperparameters.learning_rate,
+        l2_clip_norm=hyperparameters.l2_clip_norm,
+        noise_multiplier=noise_multiplier,
+        sampling_prob=batch / public_size,
+        expected_batch_size=batch,
+        iterations=hyperparameters.iterations,
+        report_every_steps=spec.report_every_steps,
+        target_delta=spec.privacy.target_delta,
+        accountant=spec.privacy.accountant,
+        neighboring_relation=spec.privacy.neighboring_relation,
+        seed=spec.seed,
+    )

@@ -1,0 +1,307 @@
+"""What a hyperparameter may be: a constant, or one of Ray Tune's domains.
+
+`Domain` is what a specification says about one hyperparameter. An `AllowedDomains` stands in the
+annotation of its field and reads it; those of all the fields are at the end.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, cast, get_args
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
+
+from sweeps.spec.refusals import Refusal, one_of, refused
+from sweeps.spec.yaml_source import format_key_path, quotes_hint, shorten, show, suggestion
+from trainer.config import OptimizerName
+
+MAX_ITERATIONS = 10_000_000
+# Whole numbers up to here are exact as floats.
+MAX_WHOLE = 2**53
+
+CALIBRATED: Literal["calibrated"] = "calibrated"
+
+Value = str | int | float
+DomainKind = Literal[
+    "constant",
+    "grid_search",
+    "choice",
+    "uniform",
+    "loguniform",
+    "quniform",
+    "randint",
+    "lograndint",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """What one hyperparameter may be: a constant, or one of Ray Tune's domains.
+
+    Attributes:
+        kind: ``constant``, or the domain's name as in Ray Tune.
+        values: The constant alone; the listed values of ``grid_search`` and ``choice``;
+            low and high of ``uniform``, ``loguniform``, ``randint`` and ``lograndint`` (the
+            last two exclude high, as in Ray Tune); low, high and step of ``quniform``.
+    """
+
+    kind: DomainKind
+    values: tuple[Value, ...]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether trials draw from it; else every value takes its turn."""
+        return self.kind not in ("constant", "grid_search")
+
+    def plain(self) -> Value | dict[str, list[Value]]:
+        """The form in which a specification states it."""
+        if self.kind == "constant":
+            return self.values[0]
+        return {self.kind: list(self.values)}
+
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest number it can give; words such as `CALIBRATED` do not count.
+
+        Raises:
+            ValueError: It gives words only.
+        """
+        numbers = [float(value) for value in self.values if not isinstance(value, str)]
+        if self.kind in ("randint", "lograndint"):
+            return numbers[0], numbers[1] - 1
+        if self.kind == "quniform":
+            return numbers[0], numbers[1]
+        if not numbers:
+            raise ValueError(f"domain.values={self.values!r}: allowed are numbers")
+        return min(numbers), max(numbers)
+
+
+def step_indices(low: float, high: float, step: float) -> tuple[int, int]:
+    """First and last k with low <= k * step <= high, forgiving rounding as Ray Tune does.
+
+    Raises:
+        ValueError: There is no such k, or it is too large to count exactly.
+    """
+
+    def index(bound: float, inwards: Callable[[float], int]) -> int:
+        scaled = bound / step
+        if not scaled <= MAX_WHOLE:
+            raise ValueError("step is too small")
+        return round(scaled) if math.isclose(scaled, round(scaled)) else inwards(scaled)
+
+    first, last = index(low, math.ceil), index(high, math.floor)
+    if last < first:
+        raise ValueError("there is no multiple of step between low and high")
+    return first, last
+
+
+_RANGE_WORDS: dict[str, str] = {
+    "uniform": "[low, high] with low < high",
+    "loguniform": "[low, high] with low < high",
+    "quniform": "[low, high, step] with low < high and a multiple of step between them",
+    "randint": "[low, high] in whole numbers with low < high, which is itself never drawn",
+    "lograndint": "[low, high] in whole numbers with low < high, which is itself never drawn",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class AllowedDomains:
+    """Reads one field of the search space; pydantic finds it in the field's annotation.
+
+    Attributes:
+        one: One value of the field, in words.
+        read: The value in its final type, or None where it is not allowed.
+        schema: JSON Schema of one value.
+        ranges: The domains that are given by bounds and fit the field.
+        low: Smallest bound of a range in words, as ``> 0``.
+    """
+
+    one: str
+    read: Callable[[object], Value | None]
+    schema: dict[str, Any]
+    ranges: tuple[str, ...] = ()
+    low: str = "> 0"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the domains that fit the field."""
+        return ("grid_search", "choice", *self.ranges)
+
+    @property
+    def words(self) -> str:
+        """What the field takes, for an error message."""
+        return f"{self.one}, or one of the domains {', '.join(self.kinds)}"
+
+    def parse(self, raw: object) -> Domain:
+        """Reads a constant or ``{domain: [...]}``."""
+        if isinstance(raw, Domain):
+            raw = raw.plain()
+        if not isinstance(raw, dict):
+            value = self.read(raw)
+            if value is None:
+                raise refused(Refusal((), self._not_allowed(raw, self.words)))
+            return Domain("constant", (value,))
+        mapping = cast("dict[str, object]", raw)
+        if len(mapping) != 1:
+            given = ", ".join(format_key_path((key,)) for key in mapping) or "none"
+            message = f"{len(mapping)} domains are given ({given}); allowed: {self.words}"
+            raise refused(Refusal((), shorten(message, 300)))
+        ((kind, values),) = mapping.items()
+        if kind not in self.kinds:
+            message = f"unknown domain{suggestion(kind, self.kinds)}; allowed: {self.words}"
+            raise refused(Refusal((kind,), message, at_key=True))
+        items = cast("list[object]", values) if isinstance(values, list) else None
+        listed = kind not in _RANGE_WORDS
+        if not items:
+            allowed = "a list of one or more values" if listed else _RANGE_WORDS[kind]
+            message = f"{show(cast('object', values))} is not allowed; allowed: {allowed}"
+            raise refused(Refusal((kind,), message))
+        found = self._listed(kind, items) if listed else self._range(kind, items)
+        return Domain(cast("DomainKind", kind), found)
+
+    def _not_allowed(self, raw: object, allowed: str) -> str:
+        hint = "" if "one of" in self.one else quotes_hint(raw)
+        return f"{show(raw)} is not allowed{hint}; allowed: {allowed}"
+
+    def _listed(self, kind: str, items: list[object]) -> tuple[Value, ...]:
+        refusals: list[Refusal] = []
+        seen: dict[Value, int] = {}
+        values: list[Value] = []
+        for index, raw in enumerate(items):
+            value = self.read(raw)
+            if value is None:
+                refusals.append(Refusal((kind, index), self._not_allowed(raw, self.one)))
+                continue
+            values.append(value)
+            # A choice may repeat a value to make it likelier; a grid would only run it twice.
+            if kind == "grid_search" and seen.setdefault(value, index) != index:
+                message = f"{show(raw)} is listed twice; allowed: different values"
+                refusals.append(Refusal((kind, index), message))
+        if refusals:
+            raise refused(*refusals)
+        return tuple(values)
+
+    def _range(self, kind: str, items: list[object]) -> tuple[Value, ...]:
+        whole = kind in ("randint", "lograndint")
+        words = _RANGE_WORDS[kind]
+        refusals: list[Refusal] = []
+        numbers: list[int | float] = []
+        for index, raw in enumerate(items):
+            # A step is any number > 0; a bound must itself be a value of the field.
+            value = _number(raw) if index == 2 else self.read(raw)
+            if whole and not (type(raw) is int and raw <= MAX_WHOLE):
+                value = None
+            if value is None or isinstance(value, str):
+                allowed = (
+                    f"a {'whole ' if whole else ''}number {'> 0' if index == 2 else self.low}"
+                )
+                refusals.append(Refusal((kind, index), self._not_allowed(raw, allowed)))
+            else:
+                numbers.append(int(value) if whole else value)
+        if refusals:
+            raise refused(*refusals)
+        whole_range = f"{show(items)} is not allowed; allowed: {words}"
+        if len(numbers) != (3 if kind == "quniform" else 2) or not numbers[0] < numbers[1]:
+            raise refused(Refusal((kind,), whole_range))
+        if kind == "quniform":
+            try:
+                step_indices(numbers[0], numbers[1], numbers[2])
+            except ValueError as error:
+                raise refused(Refusal((kind,), f"{whole_range} ({error})")) from None
+        return tuple(numbers)
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(Domain.plain),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        number = {"type": "number", "exclusiveMinimum": 0}
+        whole = {"type": "integer", "minimum": 1}
+        arguments: dict[str, dict[str, Any]] = {
+            "grid_search": {"items": self.schema, "minItems": 1, "uniqueItems": True},
+            "choice": {"items": self.schema, "minItems": 1},
+        }
+        for kind in self.ranges:
+            item = whole if kind in ("randint", "lograndint") else number
+            length = 3 if kind == "quniform" else 2
+            arguments[kind] = {"items": item, "minItems": length, "maxItems": length}
+        domains = [
+            {
+                "type": "object",
+                "title": kind,
+                "description": _RANGE_WORDS.get(kind, "a list of values"),
+                "properties": {kind: {"type": "array", **rest}},
+                "required": [kind],
+                "additionalProperties": False,
+            }
+            for kind, rest in arguments.items()
+        ]
+        return {"anyOf": [{"title": "constant", **self.schema}, *domains]}
+
+
+def _number(raw: object) -> float | None:
+    if isinstance(raw, bool) or not isinstance(raw, int | float):
+        return None
+    try:
+        value = float(raw)
+    except OverflowError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+def _batch_size(raw: object) -> float | None:
+    value = _number(raw)
+    return value if value is not None and value >= 1 else None
+
+
+def _iterations(raw: object) -> int | None:
+    return raw if type(raw) is int and 1 <= raw <= MAX_ITERATIONS else None
+
+
+def _optimizer(raw: object) -> str | None:
+    return raw if isinstance(raw, str) and raw in get_args(OptimizerName) else None
+
+
+def _noise(raw: object) -> str | float | None:
+    return raw if isinstance(raw, str) and raw == CALIBRATED else _number(raw)
+
+
+_RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
+NUMBERS = AllowedDomains(
+    one="a number > 0",
+    read=_number,
+    schema={"type": "number", "exclusiveMinimum": 0},
+    ranges=_RANGES,
+)
+BATCH_SIZES = AllowedDomains(
+    one="a number >= 1",
+    read=_batch_size,
+    schema={"type": "number", "minimum": 1},
+    ranges=_RANGES,
+    low=">= 1",
+)
+ITERATIONS = AllowedDomains(
+    one=f"a whole number from 1 to {MAX_ITERATIONS}",
+    read=_iterations,
+    schema={"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
+    ranges=("randint", "lograndint"),
+    low=f"from 1 to {MAX_ITERATIONS}",
+)
+OPTIMIZERS = AllowedDomains(
+    one=one_of(OptimizerName).words,
+    read=_optimizer,
+    schema={"type": "string", "enum": list(get_args(OptimizerName))},
+)
+NOISES = AllowedDomains(
+    one=f"a number > 0 or the word {CALIBRATED}",
+    read=_noise,
+    schema={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": CALIBRATED}]},
+    ranges=_RANGES,
+)

@@ -1,0 +1,372 @@
+"""What a team asks for: the specification of one sweep.
+
+A `SweepSpec` is read by `sweeps.spec.reading`. It fails closed: an unknown key, a missing privacy
+field, a number in quotes, NaN, or two fields that contradict each other are refused.
+
+What the fields must satisfy together:
+
+- ``report_every_steps`` <= the fewest iterations, so that every trial reports before it ends.
+- ``async_hyperband`` prunes only at reports and only before the last step, so
+  ``report_every_steps`` <= ``grace_period`` < the most iterations.
+- ``data.declared_num_examples`` is given exactly where the neighbouring relation hides the data
+  set's size, and no batch is then larger than it.
+- The two splits share no example: metrics of the evaluation split are shown as they are.
+- The sweep has at most `MAX_TRIALS` trials.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sweeps.spec.domains import (
+    BATCH_SIZES,
+    CALIBRATED,
+    ITERATIONS,
+    MAX_WHOLE,
+    NOISES,
+    NUMBERS,
+    OPTIMIZERS,
+    Domain,
+)
+from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
+from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
+from trainer.config import (
+    DATASET_NAME_PATTERN,
+    Accountant,
+    ModelName,
+    NeighboringRelation,
+    Scaling,
+)
+
+MAX_TRIALS = 100_000
+MAX_SEED = 2**31 - 1
+
+_NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f]+$"
+
+_PositiveNumber = Annotated[float, Field(gt=0), Allowed("a number > 0")]
+_PositiveWhole = Annotated[int, Field(ge=1, le=MAX_WHOLE), Allowed("a whole number >= 1")]
+_Sizes = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_WHOLE)], ...],
+    # Strictness would refuse a list for a tuple; the numbers inside stay strict.
+    Field(min_length=1, strict=False),
+    Allowed("a list of one or more whole numbers >= 1"),
+]
+_PathOrNull = Annotated[
+    Annotated[str, Field(max_length=4096, pattern=_NO_CONTROL_CHARACTERS)] | None,
+    Allowed("null or a path"),
+]
+_Split = Annotated[
+    str,
+    Field(max_length=256, pattern=SPLIT_PATTERN),
+    Allowed("a TFDS split such as train, train[:80%] or train[1000:]+validation"),
+]
+_Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Allowed(f"a whole number from 0 to {MAX_SEED}")]
+
+
+# --- The sections --------------------------------------------------------------------------
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True
+    )
+
+
+class DataSpec(_Section):
+    """The protected examples, and the public ones on which trials are measured."""
+
+    name: Annotated[
+        str,
+        Field(max_length=200, pattern=DATASET_NAME_PATTERN),
+        Allowed("a TFDS name such as digits or cifar10:3.0.2"),
+    ] = Field(description="TFDS name: name[/config][:version].")
+    data_dir: _PathOrNull = Field(
+        default=None, description="TFDS data directory; null searches the usual places."
+    )
+    train_split: _Split = Field(
+        default="train", description="TFDS split of the protected training examples."
+    )
+    eval_split: _Split = Field(
+        default="test",
+        description="TFDS split of the evaluation examples. They are treated as public, so "
+        "none of them may be a training example.",
+    )
+    scaling: Annotated[Scaling, one_of(Scaling)] = Field(
+        default="unit_norm",
+        description="How one example's pixels become inputs; reads that example alone.",
+    )
+    declared_num_examples: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_WHOLE)] | None,
+        Allowed("null or a whole number >= 1"),
+    ] = Field(
+        default=None,
+        description="A public number to reckon with instead of the data set's size, chosen "
+        "without looking at the data. Required with add_or_remove_one, where the size itself is "
+        "protected; not allowed with zero_out, where it is public.",
+    )
+
+
+class ModelSpec(_Section):
+    """The model that every trial trains."""
+
+    name: Annotated[ModelName, one_of(ModelName)] = Field(description="Which model.")
+    hidden_sizes: _Sizes = Field(default=(64,), description="Widths of mlp's hidden layers.")
+    channels: _Sizes = Field(default=(16, 32), description="Widths of cnn's convolutions.")
+    init_from: _PathOrNull = Field(
+        default=None,
+        description="Checkpoint directory whose parameters start each trial; null initialises "
+        "afresh. The parameters must be public with respect to the protected data.",
+    )
+
+
+PrivacyPolicy = Literal["per_trial"]
+
+
+class PrivacySpec(_Section):
+    """The guarantee that is asked for. A trial that cannot keep it is never started."""
+
+    policy: Annotated[PrivacyPolicy, one_of(PrivacyPolicy)] = Field(
+        description="What the guarantee covers. per_trial: each trial on its own, and not the "
+        "sweep as a whole."
+    )
+    target_epsilon: _PositiveNumber = Field(description="Largest epsilon of a trial.")
+    target_delta: Annotated[float, Field(ge=1e-10, lt=1), Allowed("a number in [1e-10, 1)")] = (
+        Field(description="The delta at which epsilon is reckoned; well below 1 / examples.")
+    )
+    accountant: Annotated[Accountant, one_of(Accountant)] = Field(
+        default="pld", description="pld is tight; rdp is looser, and quick for long runs."
+    )
+    neighboring_relation: Annotated[NeighboringRelation, one_of(NeighboringRelation)] = Field(
+        default="zero_out",
+        description="Which data sets count as neighbours. zero_out: one example is blanked, and "
+        "the size is public. add_or_remove_one: one example more or less; the size is protected.",
+    )
+
+
+class SearchSpace(_Section):
+    """What differs between trials. Each field is a constant or one of Ray Tune's domains."""
+
+    optimizer: Annotated[Domain, OPTIMIZERS] = Field(description="Optimizer, as in optax.")
+    learning_rate: Annotated[Domain, NUMBERS] = Field(description="Step size.")
+    expected_batch_size: Annotated[Domain, BATCH_SIZES] = Field(
+        description="Mean size of a Poisson-sampled batch: each example joins a step with "
+        "probability expected_batch_size / examples."
+    )
+    iterations: Annotated[Domain, ITERATIONS] = Field(description="Number of noisy steps.")
+    noise_multiplier: Annotated[Domain, NOISES] = Field(
+        description=f"Noise standard deviation / sensitivity; {CALIBRATED} is the smallest that "
+        "keeps the trial within the target."
+    )
+    l2_clip_norm: Annotated[Domain, NUMBERS] = Field(
+        description="Bound on one example's gradient norm."
+    )
+
+    def domains(self) -> Iterator[tuple[str, Domain]]:
+        """The fields and their domains, in the order in which they are declared."""
+        for name in type(self).model_fields:
+            yield name, cast("Domain", getattr(self, name))
+
+
+class SearchSpec(_Section):
+    """How many trials are drawn from the search space."""
+
+    num_samples: Annotated[
+        int, Field(ge=1, le=MAX_TRIALS), Allowed(f"a whole number from 1 to {MAX_TRIALS}")
+    ] = Field(
+        default=1,
+        description="How often the grid is run; random domains are drawn anew each time.",
+    )
+    seed: _Seed = Field(default=0, description="Seed of the random domains. It is public.")
+
+
+class FifoSpec(_Section):
+    """Every trial runs to its end."""
+
+    name: Annotated[Literal["fifo"], Allowed("fifo")] = Field(description="The scheduler.")
+
+
+class AsyncHyperBandSpec(_Section):
+    """Asynchronous successive halving: trials that lag behind are pruned."""
+
+    name: Annotated[Literal["async_hyperband"], Allowed("async_hyperband")] = Field(
+        description="The scheduler."
+    )
+    grace_period: _PositiveWhole = Field(
+        description="Steps before a trial may be pruned; from report_every_steps to below the "
+        "most iterations."
+    )
+    reduction_factor: Annotated[int, Field(ge=2, le=MAX_WHOLE), Allowed("a whole number >= 2")] = (
+        Field(default=4, description="One trial in so many goes on from each rung.")
+    )
+
+
+SCHEDULERS: dict[str, type[BaseModel]] = {
+    "async_hyperband": AsyncHyperBandSpec,
+    "fifo": FifoSpec,
+}
+
+
+class ResourcesSpec(_Section):
+    """What trials take from the cluster."""
+
+    max_concurrent_trials: _PositiveWhole = Field(default=1, description="Trials at a time.")
+    cpus_per_trial: _PositiveNumber = Field(
+        default=1.0, description="CPUs of a trial; a fraction only below 1."
+    )
+    gpus_per_trial: Annotated[float, Field(ge=0), Allowed("a number >= 0")] = Field(
+        default=0.0, description="GPUs of a trial; a fraction only below 1."
+    )
+
+
+class SweepSpec(_Section):
+    """One sweep: data, model, guarantee, and the configurations to try."""
+
+    # Not Literal[1], which takes true and 1.0 for 1.
+    version: Annotated[int, Field(ge=1, le=1), Allowed("1")] = Field(
+        description="Version of this format."
+    )
+    name: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$"),
+        Allowed("1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"),
+    ] = Field(description="The sweep's name.")
+    data: DataSpec
+    model: ModelSpec
+    privacy: PrivacySpec
+    search_space: SearchSpace
+    search: SearchSpec = SearchSpec()
+    scheduler: Annotated[
+        AsyncHyperBandSpec | FifoSpec,
+        Field(discriminator="name"),
+        Allowed("{name: fifo} or {name: async_hyperband, grace_period: ...}"),
+    ] = Field(default=FifoSpec(name="fifo"), description="Whether and when trials are pruned.")
+    report_every_steps: _PositiveWhole = Field(
+        default=25, description="Steps between two reports; at most the fewest iterations."
+    )
+    seed: _Seed = Field(
+        default=0, description="Seed of the model's initialisation; never of noise or sampling."
+    )
+    resources: ResourcesSpec = ResourcesSpec()
+
+    @property
+    def num_trials(self) -> int:
+        """How many trials the sweep proposes."""
+        grids = (len(d.values) for _, d in self.search_space.domains() if d.kind == "grid_search")
+        return math.prod(grids) * self.search.num_samples
+
+    def canonical_json(self) -> str:
+        """The one JSON text of this specification, defaults included; `parse_spec` reads it."""
+        return json.dumps(
+            self.model_dump(mode="json"),
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+    def spec_hash(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal.
+
+        Layout, comments and spelled-out defaults leave it unchanged, and so does 8 for 8.0.
+        """
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "SweepSpec":
+        checks = (_size_refusals, _split_refusals, _pace_refusals, _resource_refusals)
+        refusals = [refusal for check in checks for refusal in check(self)]
+        if self.num_trials > MAX_TRIALS:
+            message = (
+                f"the grid times search.num_samples gives {self.num_trials} trials; "
+                f"allowed: at most {MAX_TRIALS}"
+            )
+            refusals.append(Refusal(("search_space",), message, at_key=True))
+        if refusals:
+            raise refused(*refusals)
+        return self
+
+
+# --- What the fields must satisfy together -------------------------------------------------
+
+
+def _size_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    declared = spec.data.declared_num_examples
+    path = ("data", "declared_num_examples")
+    if spec.privacy.neighboring_relation == "zero_out":
+        if declared is not None:
+            message = (
+                f"{declared} is not allowed; allowed: null, for under zero_out the data set's "
+                "size is public and the real one is used"
+            )
+            yield Refusal(path, message)
+        return
+    if declared is None:
+        message = (
+            "is missing; allowed: a whole number >= 1. Under add_or_remove_one the data set's "
+            "real size is protected, so give a public number chosen without looking at the data"
+        )
+        yield Refusal(path, message)
+        return
+    largest = spec.search_space.expected_batch_size.bounds()[1]
+    if largest > declared:
+        message = f"{largest:g} exceeds the {declared} declared examples; allowed: at most that"
+        yield Refusal(("search_space", "expected_batch_size"), message)
+
+
+def _split_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    train, held_out = spec.data.train_split, spec.data.eval_split
+    if may_overlap(train, held_out):
+        message = (
+            f"{held_out!r} may share examples with the train_split {train!r}; allowed: a split "
+            "without training examples, for its metrics are shown as they are"
+        )
+        yield Refusal(("data", "eval_split"), message)
+
+
+def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    fewest, most = (int(bound) for bound in spec.search_space.iterations.bounds())
+    every = spec.report_every_steps
+    if every > fewest:
+        origin = "" if "report_every_steps" in spec.model_fields_set else " (the default)"
+        message = (
+            f"{every}{origin} exceeds the fewest iterations of a trial, {fewest}; "
+            f"allowed: a whole number from 1 to {fewest}"
+        )
+        yield Refusal(("report_every_steps",), message)
+    if isinstance(spec.scheduler, AsyncHyperBandSpec):
+        grace = spec.scheduler.grace_period
+        if not every <= grace < most:
+            message = (
+                f"{grace} is not allowed; allowed: from report_every_steps, {every}, to below "
+                f"the most iterations, {most} (otherwise nothing can be pruned: {{name: fifo}})"
+            )
+            yield Refusal(("scheduler", "grace_period"), message)
+
+
+def _resource_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    for name in ("cpus_per_trial", "gpus_per_trial"):
+        amount = float(getattr(spec.resources, name))
+        if amount > 1 and not amount.is_integer():
+            message = f"{amount:g} is not allowed; allowed: a whole number, or a fraction below 1"
+            yield Refusal(("resources", name), message)
+
+
+# --- As JSON Schema ------------------------------------------------------------------------
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a specification, for editors and for other programs.
+
+    It is looser than `sweeps.spec.reading`, which also checks what fields must satisfy together.
+    """
+    schema = SweepSpec.model_json_schema()
+    heading = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "dp-sweeps sweep specification",
+    }
+    definitions = schema.pop("$defs")
+    return {**heading, **{k: v for k, v in schema.items() if k != "title"}, "$defs": definitions}

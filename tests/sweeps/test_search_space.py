@@ -1,0 +1,295 @@
+"""The search space: how many settings, in which order, and what a trial is then given."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeps.errors import SpecError
+from sweeps.search_space import Hyperparameters, draw, expand, public_num_examples, trial_config
+from sweeps.spec.domains import Domain, step_indices
+from sweeps.spec.reading import load_spec, parse_spec
+from trainer.config import DataConfig, ModelConfig, TrialConfig
+
+DIGITS = Path(__file__).resolve().parents[2] / "specs" / "digits.yaml"
+
+FIELDS = {
+    "optimizer": "sgd",
+    "learning_rate": "1",
+    "expected_batch_size": "64",
+    "iterations": "100",
+    "noise_multiplier": "2",
+    "l2_clip_norm": "1",
+}
+
+
+def spec_of(num_samples=1, seed=0, relation="zero_out", declared="null", **fields):
+    space = "\n".join(f"  {name}: {text}" for name, text in {**FIELDS, **fields}.items())
+    return parse_spec(
+        f"""
+version: 1
+name: s
+data: {{name: digits, declared_num_examples: {declared}}}
+model: {{name: mlp, hidden_sizes: [8]}}
+privacy:
+  policy: per_trial
+  target_epsilon: 8
+  target_delta: 1e-5
+  neighboring_relation: {relation}
+search_space:
+{space}
+search: {{num_samples: {num_samples}, seed: {seed}}}
+report_every_steps: 1
+"""
+    )
+
+
+def test_constants_give_one_setting():
+    assert expand(spec_of()) == [
+        Hyperparameters(
+            optimizer="sgd",
+            learning_rate=1.0,
+            expected_batch_size=64.0,
+            iterations=100,
+            noise_multiplier=2.0,
+            l2_clip_norm=1.0,
+        )
+    ]
+
+
+def test_the_grid_is_ordered_with_learning_rate_fastest():
+    settings = expand(
+        spec_of(
+            optimizer="{grid_search: [adam, sgd]}",
+            learning_rate="{grid_search: [8, 1]}",
+            expected_batch_size="{grid_search: [64, 32]}",
+            noise_multiplier="{grid_search: [2, calibrated]}",
+        )
+    )
+    found = [
+        (s.noise_multiplier, s.expected_batch_size, s.optimizer, s.learning_rate) for s in settings
+    ]
+    assert found == [
+        (noise, batch, optimizer, rate)
+        for noise in (2.0, "calibrated")
+        for batch in (64.0, 32.0)
+        for optimizer in ("adam", "sgd")
+        for rate in (8.0, 1.0)
+    ]
+
+
+def test_repeats_of_a_grid_are_kept():
+    settings = expand(spec_of(num_samples=3, learning_rate="{grid_search: [1, 2]}"))
+    assert [s.learning_rate for s in settings] == [1.0, 2.0] * 3
+
+
+def test_random_domains_are_drawn_anew_for_each_setting():
+    settings = expand(
+        spec_of(
+            num_samples=3,
+            optimizer="{grid_search: [sgd, adam]}",
+            learning_rate="{loguniform: [0.01, 10]}",
+        )
+    )
+    assert [s.optimizer for s in settings] == ["sgd", "adam"] * 3
+    assert len({s.learning_rate for s in settings}) == 6
+
+
+def test_draws_depend_on_the_seed_alone():
+    domain = "{loguniform: [0.01, 10]}"
+    first = expand(spec_of(num_samples=5, learning_rate=domain))
+    assert expand(spec_of(num_samples=5, learning_rate=domain)) == first
+    assert expand(spec_of(num_samples=5, learning_rate=domain, seed=1)) != first
+    assert expand(spec_of(num_samples=3, learning_rate=domain)) == first[:3]
+
+
+def test_a_change_to_one_field_leaves_the_draws_of_others():
+    def rates(**fields):
+        found = expand(spec_of(num_samples=5, learning_rate="{uniform: [1, 2]}", **fields))
+        return [s.learning_rate for s in found]
+
+    assert rates(l2_clip_norm="{uniform: [1, 2]}", iterations="{randint: [5, 9]}") == rates()
+
+
+def test_types_are_those_of_a_trial():
+    (setting,) = expand(
+        spec_of(expected_batch_size="{randint: [32, 64]}", iterations="{lograndint: [10, 20]}")
+    )
+    assert type(setting.expected_batch_size) is float
+    assert type(setting.iterations) is int
+    assert type(setting.learning_rate) is float
+
+
+@pytest.mark.parametrize("kind", ["constant", "grid_search"])
+def test_only_random_domains_are_drawn_from(kind):
+    with pytest.raises(ValueError, match=f"domain.kind='{kind}'"):
+        draw(Domain(kind, (1.0,)), np.random.default_rng(0))
+
+
+def test_whole_domains_exclude_high_and_reach_both_ends():
+    for kind in ("randint", "lograndint"):
+        rng = np.random.default_rng(0)
+        drawn = {draw(Domain(kind, (3, 7)), rng) for _ in range(300)}
+        assert drawn == {3, 4, 5, 6}
+
+
+def test_quniform_reaches_every_multiple_alike():
+    rng = np.random.default_rng(0)
+    drawn = [draw(Domain("quniform", (0.25, 0.5, 0.1)), rng) for _ in range(3000)]
+    counts = {value: drawn.count(value) for value in set(drawn)}
+    assert set(counts) == {0.3, 0.4, 0.5}
+    # Each count has mean 1000 and standard deviation 26; 5 of those do not occur by chance.
+    assert all(abs(count - 1000) < 5 * 26 for count in counts.values())
+
+
+def test_loguniform_is_even_in_the_logarithm():
+    rng = np.random.default_rng(0)
+    drawn = [draw(Domain("loguniform", (0.01, 100.0)), rng) for _ in range(3000)]
+    below = sum(float(value) < 1 for value in drawn)
+    # Half of them, give or take 5 standard deviations of 27.
+    assert abs(below - 1500) < 5 * 27
+
+
+positive = st.floats(1e-6, 1e6)
+pairs = st.tuples(positive, positive).filter(lambda p: p[0] < p[1])
+whole_pairs = st.tuples(st.integers(1, 10**9), st.integers(1, 10**9)).filter(lambda p: p[0] < p[1])
+
+
+@st.composite
+def quantized(draw_):
+    low, high = draw_(pairs)
+    step = draw_(st.floats(1e-3, 1e3))
+    try:
+        step_indices(low, high, step)
+    except ValueError:
+        step = low
+    return Domain("quniform", (low, high, step))
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    st.one_of(
+        st.builds(Domain, st.sampled_from(["uniform", "loguniform"]), pairs),
+        st.builds(Domain, st.sampled_from(["randint", "lograndint"]), whole_pairs),
+        quantized(),
+    ),
+    st.integers(0, 2**31 - 1),
+)
+def test_draws_stay_inside_their_bounds(domain, seed):
+    low, high = domain.bounds()
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        value = draw(domain, rng)
+        assert low <= value <= high
+        if domain.kind == "quniform":
+            multiple = value / domain.values[2]
+            # Twelve digits are kept, and an end may be off the grid by what Ray Tune forgives.
+            assert math.isclose(multiple, round(multiple), rel_tol=1e-8, abs_tol=1e-8)
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=4, unique=True),
+    st.lists(st.integers(1, 50), min_size=1, max_size=4, unique=True),
+    st.lists(st.sampled_from(["sgd", "adam", "lamb"]), min_size=1, unique=True),
+    st.integers(1, 4),
+)
+def test_the_count_is_the_product(rates, iterations, optimizers, num_samples):
+    spec = spec_of(
+        num_samples=num_samples,
+        learning_rate=f"{{grid_search: {rates}}}",
+        iterations=f"{{grid_search: {iterations}}}",
+        optimizer=f"{{grid_search: [{', '.join(optimizers)}]}}",
+        l2_clip_norm="{uniform: [1, 2]}",
+    )
+    product = len(rates) * len(iterations) * len(optimizers) * num_samples
+    found = expand(spec)
+    assert len(found) == spec.num_trials == product
+    assert len(set(found)) == product  # the drawn clip norm tells repeats apart
+
+
+def test_trial_config():
+    spec = spec_of()
+    (setting,) = expand(spec)
+    assert trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0) == TrialConfig(
+        data=DataConfig(name="digits"),
+        model=ModelConfig(name="mlp", hidden_sizes=(8,)),
+        optimizer="sgd",
+        learning_rate=1.0,
+        l2_clip_norm=1.0,
+        noise_multiplier=2.0,
+        sampling_prob=64 / 1437,
+        expected_batch_size=64.0,
+        iterations=100,
+        report_every_steps=1,
+        target_delta=1e-5,
+        accountant="pld",
+        neighboring_relation="zero_out",
+        seed=0,
+    )
+
+
+def test_a_calibrated_setting_takes_the_noise_it_is_given():
+    spec = spec_of(noise_multiplier="calibrated")
+    (setting,) = expand(spec)
+    config = trial_config(spec, setting, num_examples=1437, noise_multiplier=1.25)
+    assert config.noise_multiplier == 1.25
+
+
+def test_noise_that_is_not_the_settings_own_is_refused():
+    spec = spec_of()
+    (setting,) = expand(spec)
+    with pytest.raises(ValueError, match=r"noise_multiplier=1\.0: the setting says 2\.0"):
+        trial_config(spec, setting, num_examples=1437, noise_multiplier=1.0)
+
+
+def test_a_batch_larger_than_the_data_set_is_refused():
+    spec = spec_of(expected_batch_size="2000")
+    (setting,) = expand(spec)
+    with pytest.raises(SpecError) as caught:
+        trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0)
+    assert str(caught.value) == (
+        "search_space.expected_batch_size: expected_batch_size 2000 exceeds the 1437 examples of "
+        "digits train; allowed: at most 1437"
+    )
+
+
+def test_the_whole_data_set_may_be_the_batch():
+    spec = spec_of(expected_batch_size="1437")
+    (setting,) = expand(spec)
+    assert trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0).sampling_prob == 1
+
+
+@pytest.mark.parametrize("size", [None, 0, -1, True, 1.5])
+def test_a_public_size_must_be_given(size):
+    with pytest.raises(ValueError, match="num_examples="):
+        public_num_examples(spec_of(), size)
+
+
+def test_a_protected_size_never_reaches_a_config():
+    spec = spec_of(relation="add_or_remove_one", declared="1400")
+    (setting,) = expand(spec)
+    configs = [
+        trial_config(spec, setting, num_examples=size, noise_multiplier=2.0)
+        for size in (None, 10, 1437)
+    ]
+    assert configs[0].sampling_prob == 64 / 1400
+    assert configs[0].neighboring_relation == "add_or_remove_one"
+    assert configs[1:] == configs[:1] * 2
+
+
+def test_every_setting_of_the_example_is_a_trial():
+    spec = load_spec(DIGITS)
+    for setting in expand(spec):
+        config = trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0)
+        assert config.expected_batch_size == setting.expected_batch_size
+
+
+def test_settings_are_frozen():
+    (setting,) = expand(spec_of())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setting.learning_rate = 2.0  # pyright: ignore[reportAttributeAccessIssue]
