@@ -80,7 +80,7 @@ def describe_dataset(spec: SweepSpec, data_home: Path) -> DatasetInfo:
     try:
         dataset = describe(DataConfig(**_data_fields(spec)), data_home)
     except DatasetError as error:
-        raise SpecError([Problem(message=str(error), key_path="data.name")]) from error
+        raise SpecError([Problem(message=str(error), key_path=f"data.{error.field}")]) from error
     if spec.model.init_from is not None:
         model = ModelConfig(**spec.model.model_dump())
         wanted = architecture(model, dataset.image_shape, dataset.num_classes)

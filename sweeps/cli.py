@@ -273,7 +273,7 @@ def _print_decisions(plan: Plan) -> None:
 
 def _print_places(results: SweepResults, report: Mapping[str, str], home: Home) -> None:
     """Says where everything is and how to open it, one line each."""
-    lines: list[str] = []
+    lines = [""]
     if results.mlflow_run_id:
         lines.append(
             f"MLflow   run {results.mlflow_run_id}; open: mlflow ui --backend-store-uri "

@@ -184,7 +184,8 @@ def _open(config: DataConfig, home_data_dir: Path) -> _Opened:
         raise DatasetError(
             f"data set {config.name!r}: eval_split={config.eval_split!r} overlaps train_split="
             f"{config.train_split!r}, but held-out examples are treated as public. Use ranges "
-            "that do not overlap"
+            "that do not overlap",
+            field="eval_split",
         )
     info = DatasetInfo(
         name=location.name,
@@ -271,19 +272,22 @@ def _slices(name: str, tfds_info: Any, field: str, expression: str) -> list[_Sli
     except Exception as error:  # TFDS raises six types here, by the kind of mistake.
         raise DatasetError(
             f"data set {name!r}: {field}={expression!r} cannot be read as a split. It has the "
-            f"splits {sizes}; a part is written such as 'train[:80%]' or 'train[100:200]'"
+            f"splits {sizes}; a part is written such as 'train[:80%]' or 'train[100:200]'",
+            field=field,
         ) from error
     if not runs or any(run.take < 1 for run in runs):
         raise DatasetError(
             f"data set {name!r}: {field}={expression!r} selects no example. It has the splits "
-            f"{sizes}"
+            f"{sizes}",
+            field=field,
         )
     slices = [(str(run.filename), run.skip, run.skip + run.take) for run in runs]
     if _overlap(slices):
         # In training it would count for more than one clipped gradient.
         raise DatasetError(
             f"data set {name!r}: {field}={expression!r} takes an example more than once. Use "
-            "ranges that do not overlap"
+            "ranges that do not overlap",
+            field=field,
         )
     return slices
 

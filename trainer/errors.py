@@ -16,7 +16,15 @@ class ConfigError(TrainerError, ValueError):
 
 
 class DatasetError(TrainerError):
-    """A data set does not exist, is not prepared, or has a form that no model here takes."""
+    """A data set does not exist, is not prepared, or has a form that no model here takes.
+
+    Attributes:
+        field: The field of `trainer.config.DataConfig` that has to change.
+    """
+
+    def __init__(self, message: str, *, field: str = "name") -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class CheckpointError(TrainerError):

@@ -128,6 +128,12 @@ BAD = {
         "name: no_such_set",
         "'no_such_set'",
     ),
+    "no such split": (
+        {"data.eval_split": "valid"},
+        "data.eval_split",
+        "eval_split: valid",
+        "'valid'",
+    ),
     "no such checkpoint": (
         {"model.init_from": "/nowhere"},
         "model.init_from",
@@ -157,7 +163,7 @@ def test_bad_input_names_place_value_and_what_is_allowed(command, home, tmp_path
     assert path.read_text().splitlines()[line - 1].strip() == line_text
     assert key in err
     assert value in err
-    assert "allowed" in err or "no such" in err or "Prepare it" in err
+    assert "allowed" in err or "no such" in err or "Prepare it" in err or "It has" in err
     assert not home.exists(), "nothing may be written"
 
 
