@@ -54,7 +54,7 @@ def connect(
         raise ClusterError("Ray is connected already in this process; disconnect it first")
     # Ray asks for consent and reports usage unless told; a tool for private data stays silent.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # A worker that wants no GPU must not lose sight of the machine's other accelerators.
+    # What Ray announces as its next default, and warns about until it is chosen.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": num_cpus}
     try:

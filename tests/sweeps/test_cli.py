@@ -1,6 +1,7 @@
 """The command line in this process, without Ray: decisions, bad input, exit codes."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import yaml
 
 from sweeps import cli
 
-SPECS = Path(__file__).resolve().parents[2] / "specs"
+ROOT = Path(__file__).resolve().parents[2]
+SPECS, DOCS = ROOT / "specs", ROOT / "docs"
 
 SPEC = {
     "version": 1,
@@ -273,6 +275,24 @@ def test_nothing_admitted_has_an_exit_code_of_its_own(command, home, tmp_path):
     assert json.loads(out)["sweep_id"] == document["sweep_id"]
     code, out, _ = command("list")
     assert document["sweep_id"] in out
+
+
+def keys_of(value):
+    """Every key of a document, but the hyperparameters' and the report's own names."""
+    if isinstance(value, list):
+        return {key for item in value for key in keys_of(item)}
+    if not isinstance(value, dict):
+        return set()
+    inner = {k: v for k, v in value.items() if k not in ("config", "report")}
+    return set(value) | {key for item in inner.values() for key in keys_of(item)}
+
+
+def test_the_documentation_names_every_key(command, tmp_path):
+    documented = set(re.findall(r"`([a-z_]+)`", (DOCS / "json.md").read_text()))
+    path = write(tmp_path, {"privacy.target_epsilon": 0.01})
+    for verb in (["check", path], ["run", path], ["show"], ["list"]):
+        _, out, _ = command(*verb, "--json")
+        assert keys_of(json.loads(out)) <= documented | {"sweeps"}
 
 
 def test_the_example_specification_rejects_what_exceeds_its_budget(command):
