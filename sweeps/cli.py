@@ -47,6 +47,7 @@ from sweeps.tracking.mlflow_writer import MlflowWriter, delivering
 from sweeps.tracking.outbox import OutboxThread
 
 _EXAMPLES = """
+
 Examples:
 
     dp-sweeps check specs/digits.yaml
@@ -208,6 +209,7 @@ def main() -> NoReturn:
         _err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         code = error.exit_code if isinstance(error, SweepError) else ExitCode.FAILED
     except KeyboardInterrupt:
+        _err.print("interrupted")
         code = ExitCode.INTERRUPTED
     sys.exit(code)
 

@@ -14,6 +14,7 @@ import mlflow
 import pytest
 import sqlalchemy as sa
 import yaml
+from ray.cluster_utils import Cluster
 
 import accounting
 from sweeps.database.states import TrialState
@@ -367,6 +368,46 @@ cli.main()
     assert "Traceback" in Path(log[1]).read_text()
     # The steps were charged before the checkpoint failed, and stay charged.
     assert failed["epsilon"] > 0
+
+
+def test_a_sweep_on_a_cluster_that_is_there_already(tmp_path):
+    spec = json.loads(json.dumps(SPEC))
+    spec["search_space"].update(optimizer="sgd", iterations=10, learning_rate=8.0)
+    spec["scheduler"] = {"name": "fifo"}
+    arguments, env = command(tmp_path, spec)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        run = subprocess.run(
+            [*arguments, "--address", str(cluster.address)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECS,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        states = [trial["state"] for trial in json.loads(run.stdout)["trials"]]
+        assert states == ["COMPLETED", "COMPLETED"]
+        assert cluster.head_node is not None
+        assert cluster.head_node.live_processes(), "it is left running"
+
+        # More than any node has would wait for ever; it is refused, and nothing is recorded.
+        spec["resources"] = {"cpus_per_trial": 64}
+        arguments, env = command(tmp_path, spec, DP_SWEEPS_HOME=str(tmp_path / "other"))
+        run = subprocess.run(
+            [*arguments, "--address", str(cluster.address)],
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECS,
+            check=False,
+        )
+        assert run.returncode == 1
+        assert "asks for 64 CPU on one node" in run.stderr
+        home = Home.from_environment({"DP_SWEEPS_HOME": str(tmp_path / "other")})
+        assert not Store(open_database(home)).sweeps()
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.postgres
