@@ -1,9 +1,11 @@
 """One trial of DP-SGD, from configuration to report, in one process.
 
 `run_trial` is the whole room from outside: it needs neither Ray nor MLflow. The modules follow
-a trial's way: `config` (what it is), `datasets`, `plan` (the one object that yields sampler,
-clipping, noise and the accounted mechanism), `sampling`, `clipping`, `noise`, `models`,
-`optimizers`, `segment` (the compiled program), `evaluation`, `checkpoints`, `loop`.
+a trial's way: `config` (what it is), `dataset_location`, `datasets`, `scaling`, `plan` (the one
+object that yields sampler, clipping, noise and the accounted mechanism), `keys` (secret),
+`sampling`, `clipping`, `noise`, `models`, `optimizers`, `segment` (the compiled program),
+`evaluation`, `checkpoints`, `reporting` (what may leave), and `loop`, which puts them in order.
+`digits` is the built-in data set.
 
 Importing this package imports no JAX; the names below are loaded when first used.
 """

@@ -9,6 +9,7 @@ batch is one row of padding and takes its noise like any other.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import scipy.stats
@@ -29,7 +30,7 @@ class PoissonSampler:
     num_examples: int
     sampling_prob: float
 
-    @property
+    @functools.cached_property
     def capacity(self) -> int:
         """Slots in a row: the smallest that one batch overflows with probability <= 1e-6."""
         quantile = scipy.stats.binom.ppf(
