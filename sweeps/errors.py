@@ -2,6 +2,7 @@
 
     SweepError          exit code 1: anything this room refuses on purpose
     ├── SpecError       exit code 2: a sweep's specification is not allowed; lists every problem
+    ├── HomeError       the folder for state cannot be made
     ├── DatabaseError   the database cannot be reached, or belongs to another version
     ├── StoreError      a row is absent, or does not allow what was asked
     │   ├── FencedError     an attempt that may no longer write
@@ -23,6 +24,10 @@ class SweepError(Exception):
     """Base of every error that the sweeps room raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+
+class HomeError(SweepError):
+    """The folder for state cannot be made."""
 
 
 class DatabaseError(SweepError):

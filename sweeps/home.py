@@ -12,6 +12,8 @@ from pathlib import Path
 
 import sqlalchemy
 
+from sweeps.errors import HomeError
+
 HOME_VARIABLE = "DP_SWEEPS_HOME"
 DATABASE_VARIABLE = "DP_SWEEPS_DATABASE_URL"
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
@@ -81,5 +83,15 @@ class Home:
         return self.mlflow_uri.startswith("sqlite:")
 
     def create(self) -> None:
-        """Makes the folder, readable by its owner alone."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Makes the folder, readable by its owner alone.
+
+        Raises:
+            HomeError: If it cannot be made.
+        """
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HomeError(
+                f"{HOME_VARIABLE}={str(self.path)!r} cannot be made: {error.strerror}; allowed is "
+                "a folder that you can write"
+            ) from error

@@ -116,6 +116,7 @@ def open_database(home: Home) -> sa.Engine:
 
     Raises:
         DatabaseError: If it cannot be reached, or was made by another version.
+        HomeError: If the folder of a SQLite file cannot be made.
     """
     where = f"database {home.database_url.render_as_string(hide_password=True)}"
     try:
@@ -127,8 +128,6 @@ def open_database(home: Home) -> sa.Engine:
             raise
     except exc.DBAPIError as error:
         raise DatabaseError(f"{where}: {error.orig}") from error
-    except OSError as error:
-        raise DatabaseError(f"{where}: {error}") from error
     if found != SCHEMA_VERSION:
         engine.dispose()
         raise DatabaseError(

@@ -319,6 +319,15 @@ def test_looking_at_no_ledger_creates_none(command, home, verb):
     assert not home.exists()
 
 
+def test_a_home_that_cannot_be_made_is_named(command, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DP_SWEEPS_HOME", str(tmp_path / "file" / "home"))
+    code, out, err = command("run", write(tmp_path))
+    assert (code, out) == (1, "")
+    assert "DP_SWEEPS_HOME=" in err
+    assert "Traceback" not in err
+
+
 def test_help_has_examples(command):
     for verb in ([], ["run"], ["check"], ["show"]):
         code, out, _ = command(*verb, "--help")

@@ -32,7 +32,13 @@ from sqlalchemy import exc
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Attempt, NewSweep, NewTrial, Store
 from sweeps.database.tables import SCHEMA_VERSION, open_database, outbox
-from sweeps.errors import DatabaseError, FencedError, OverspentError, StoreError
+from sweeps.errors import (
+    DatabaseError,
+    FencedError,
+    HomeError,
+    OverspentError,
+    StoreError,
+)
 from sweeps.home import DATABASE_VARIABLE, HOME_VARIABLE, Home
 
 ROOT = Path(__file__).parents[3]
@@ -549,7 +555,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DatabaseError, match="file"):
+    with pytest.raises(HomeError, match="DP_SWEEPS_HOME=.*file"):
         open_database(Home.from_environment({HOME_VARIABLE: str(tmp_path / "file" / "home")}))
 
 
