@@ -555,7 +555,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(HomeError, match="DP_SWEEPS_HOME=.*file"):
+    with pytest.raises(HomeError, match=r"DP_SWEEPS_HOME=.*file"):
         open_database(Home.from_environment({HOME_VARIABLE: str(tmp_path / "file" / "home")}))
 
 
