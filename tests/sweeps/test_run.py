@@ -80,6 +80,8 @@ def command(folder, spec, **environment):
 def running(folder, spec, **environment):
     """A sweep under way, in a process group of its own; killed if the block leaves it running."""
     arguments, env = command(folder, spec, **environment)
+    # Whoever started the tests in the background made them deaf to it, and so their children.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         arguments,
         env=env,
@@ -87,9 +89,8 @@ def running(folder, spec, **environment):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Whoever started the tests in the background made them, and so their children, deaf to it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
+        signal.signal(signal.SIGINT, heard)
         try:
             yield process
         finally:
