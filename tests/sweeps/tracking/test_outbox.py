@@ -107,12 +107,27 @@ def test_a_delivery_that_hangs_is_left_behind() -> None:
     release.set()
 
 
+class PausesTold(threading.Event):
+    """Tells the pauses that a thread would make, makes none, and is set after seven."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pauses: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout)
+        if len(self.pauses) == 7:
+            self.set()
+        return self.is_set()
+
+
 def test_the_pauses_grow_while_nobody_answers() -> None:
     writer = FakeWriter(1, fails(TrackingError("away")))
-    with OutboxThread(writer, every_secs=0.02, max_backoff_secs=LONG, flush_secs=0.01):
-        time.sleep(1.0)
-    # 0.04 + 0.08 + ... reaches a second within 5 pauses; a steady 0.02 would make 50.
-    assert writer.calls <= 7
+    outbox = OutboxThread(writer, every_secs=0.5, max_backoff_secs=10.0, flush_secs=0.01)
+    told = outbox._stop = PausesTold()  # pyright: ignore[reportPrivateUsage]
+    with outbox:
+        outbox._thread.join(LONG)  # pyright: ignore[reportPrivateUsage]
+    assert told.pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
 def test_an_error_of_the_block_goes_its_way() -> None:
