@@ -67,12 +67,12 @@ def record(plan: Plan, store: Store) -> str:
             dataset=f"{plan.dataset.name}:{plan.dataset.version}",
             dataset_fingerprint=plan.dataset.fingerprint,
         ),
-        [_new_trial(sweep_id, plan.spec, proposal) for proposal in plan.proposals],
+        [_new_trial(sweep_id, proposal) for proposal in plan.proposals],
     )
     return sweep_id
 
 
-def _new_trial(sweep_id: str, spec: SweepSpec, proposal: Proposal) -> NewTrial:
+def _new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:
     decision = proposal.decision
     return NewTrial(
         trial_id=f"{sweep_id}-{proposal.number:04d}",
@@ -117,24 +117,29 @@ def worker_resources(spec: SweepSpec) -> WorkerResources:
 def execute(plan: Plan, sweep_id: str, store: Store, home: Home) -> SweepState:
     """Runs a recorded plan on the connected Ray, until every trial has ended.
 
+    Args:
+        plan: It admits at least one trial.
+        sweep_id: From `record`.
+        store: The driver's own.
+        home: State, the same for the workers.
+
     Returns:
         CANCELLED if the person interrupted it, FAILED if every trial failed, else COMPLETED.
     """
-    from sweeps.tune import run_trials  # Ray Tune takes seconds to import
-
-    admitted = [_new_trial(sweep_id, plan.spec, proposal) for proposal in plan.admitted]
+    admitted = [row for row in store.trials(sweep_id) if row.state == TrialState.ADMITTED]
     state = SweepState.COMPLETED
     try:
-        if admitted:
-            run_trials(
-                plan.spec,
-                sweep_id=sweep_id,
-                trial_ids=[trial.trial_id for trial in admitted],
-                max_iterations=max(trial.planned_iterations for trial in admitted),
-                store=store,
-                home=home,
-                resources=worker_resources(plan.spec).as_ray(),
-            )
+        from sweeps.tune import run_trials  # Ray Tune takes seconds to import
+
+        run_trials(
+            plan.spec,
+            sweep_id=sweep_id,
+            trial_ids=[row.trial_id for row in admitted],
+            max_iterations=max(row.planned_iterations for row in admitted),
+            store=store,
+            home=home,
+            resources=worker_resources(plan.spec).as_ray(),
+        )
     except KeyboardInterrupt:
         state = SweepState.CANCELLED
         _end_all(store, sweep_id, TrialState.CANCELLED, "the sweep was interrupted")
@@ -144,8 +149,7 @@ def execute(plan: Plan, sweep_id: str, store: Store, home: Home) -> SweepState:
         raise
     else:
         _end_all(store, sweep_id, TrialState.FAILED, "Ray Tune ended without running it")
-        results = read_results(store, sweep_id)
-        if admitted and results.count(TrialState.FAILED) == len(admitted):
+        if read_results(store, sweep_id).count(TrialState.FAILED) == len(admitted):
             state = SweepState.FAILED
     return state
 
