@@ -23,6 +23,9 @@ Accountant = Literal["pld", "rdp"]
 # A TFDS name: name[/config][:version]. It becomes part of a path, so nothing else may pass.
 DATASET_NAME_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)?(:\d+\.\d+\.\d+)?$"
 
+# What the accountant answers for; below it rounding would rival delta itself.
+_LEAST_DELTA = 1e-10
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -91,7 +94,7 @@ class TrialConfig:
         l2_clip_norm: Bound on one example's gradient norm, > 0.
         noise_multiplier: Noise standard deviation / sensitivity, > 0.
         sampling_prob: Probability with which each example joins a batch, in (0, 1].
-        expected_batch_size: Divisor of the noisy sum, >= 1: a public number, never the
+        expected_batch_size: Divisor of the noisy sum, > 0: a public number, never the
             realised batch size.
         iterations: How often the mechanism runs, >= 1.
         report_every_steps: Steps between two reports, >= 1.
@@ -125,6 +128,10 @@ class TrialConfig:
         _number("sampling_prob", self.sampling_prob, low=0.0, high=1.0)
         _number("expected_batch_size", self.expected_batch_size, low=0.0)
         _number("target_delta", self.target_delta, low=0.0, high=1.0)
+        if not _LEAST_DELTA <= self.target_delta < 1:
+            raise ConfigError(
+                f"target_delta={self.target_delta!r}: allowed is a number in [{_LEAST_DELTA:g}, 1)"
+            )
         for field in ("iterations", "report_every_steps"):
             _positive_int(field, getattr(self, field))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:

@@ -32,7 +32,7 @@ NOT_POSITIVE = [0, -1.0, math.nan, math.inf, "1", True, None]
         for value in NOT_POSITIVE
     ]
     + [("sampling_prob", value) for value in (*NOT_POSITIVE, 1.5)]
-    + [("target_delta", value) for value in (*NOT_POSITIVE, 1.5)]
+    + [("target_delta", value) for value in (*NOT_POSITIVE, 1e-11, 1.0, 1.5)]
     + [
         (field, value)
         for field in ("iterations", "report_every_steps")
