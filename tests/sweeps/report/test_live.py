@@ -1,6 +1,5 @@
 """The live view: words about progress on a simulated clock, and a thread that harms nothing."""
 
-import dataclasses
 import io
 import threading
 from typing import Any
@@ -15,14 +14,7 @@ from sweeps.home import Home
 from sweeps.report import live
 from sweeps.report.live import LiveView, PlainLines, Sample, panel, progress, sample, show_secs
 from sweeps.report.results import CurvePoint, SweepResults, TrialSummary, read_results
-
-PRIVACY = {
-    "policy": "per_trial",
-    "target_epsilon": 8.0,
-    "target_delta": 1e-5,
-    "accountant": "pld",
-    "neighboring_relation": "zero_out",
-}
+from tests.sweeps.report.example_results import sweep
 
 
 def trial(
@@ -47,23 +39,11 @@ def trial(
     )
 
 
-def sweep(*trials: TrialSummary, **changes: Any) -> SweepResults:
-    results = SweepResults(
-        sweep_id="s",
-        name="digits",
-        state=SweepState.RUNNING,
-        spec={"privacy": PRIVACY},
-        spec_hash="0",
-        dataset="digits:1.0.0",
-        created_at=0.0,
-        ended_at=None,
-        mlflow_run_id=None,
-        trials=trials,
-    )
-    return dataclasses.replace(results, **changes)
+def ongoing(*trials: TrialSummary, **changes: Any) -> SweepResults:
+    return sweep(*trials, **{"state": SweepState.RUNNING, "ended_at": None, **changes})
 
 
-MIDWAY = sweep(
+MIDWAY = ongoing(
     trial(0, TrialState.COMPLETED, 100, 0.8),
     trial(1, TrialState.PRUNED, 25, 0.3, "below the best quarter"),
     trial(2, TrialState.RUNNING, 50, 0.6),
@@ -114,14 +94,14 @@ def test_a_sweep_that_stands_still_has_no_time_left_to_tell():
 
 
 def test_the_end():
-    ended = sweep(trial(0, TrialState.COMPLETED, 100, 0.8), trial(1, TrialState.FAILED, 10))
+    ended = ongoing(trial(0, TrialState.COMPLETED, 100, 0.8), trial(1, TrialState.FAILED, 10))
     now = progress(ended, [sample(ended, 0.0)], 10.0)
     assert now.fraction == 1
     assert now.secs_left == 0
 
 
 def test_nothing_admitted_is_done():
-    assert progress(sweep(trial(0, TrialState.REJECTED)), [], 0.0).fraction == 1
+    assert progress(ongoing(trial(0, TrialState.REJECTED)), [], 0.0).fraction == 1
 
 
 def test_durations():
@@ -140,10 +120,10 @@ def told(*frames: tuple[SweepResults, float]) -> list[list[str]]:
 def test_lines_tell_each_start_and_end_once():
     rejected = trial(3, TrialState.REJECTED, reason="epsilon 12 exceeds the budget of 8")
     opening, started, ended, same = told(
-        (sweep(trial(0), trial(1), trial(2), rejected), 0.0),
-        (sweep(trial(0, TrialState.RUNNING, 10), trial(1), trial(2), rejected), 1.0),
+        (ongoing(trial(0), trial(1), trial(2), rejected), 0.0),
+        (ongoing(trial(0, TrialState.RUNNING, 10), trial(1), trial(2), rejected), 1.0),
         (
-            sweep(
+            ongoing(
                 trial(0, TrialState.COMPLETED, 100, 0.8),
                 trial(1, TrialState.PRUNED, 25, 0.3, "too slow"),
                 trial(2, TrialState.FAILED, 0, None, "lost\x1b[31m"),
@@ -152,7 +132,7 @@ def test_lines_tell_each_start_and_end_once():
             2.0,
         ),
         (
-            sweep(
+            ongoing(
                 trial(0, TrialState.COMPLETED, 100, 0.8),
                 trial(1, TrialState.PRUNED, 25, 0.3, "too slow"),
                 trial(2, TrialState.FAILED, 0, None, "lost\x1b[31m"),
@@ -185,16 +165,16 @@ def test_a_view_that_comes_late_does_not_tell_old_ends():
 
 def test_a_pause_and_what_follows():
     *_, paused, resumed = told(
-        (sweep(trial(0, TrialState.RUNNING, 10)), 0.0),
-        (sweep(trial(0, TrialState.PAUSED, 10)), 1.0),
-        (sweep(trial(0, TrialState.RUNNING, 10)), 2.0),
+        (ongoing(trial(0, TrialState.RUNNING, 10)), 0.0),
+        (ongoing(trial(0, TrialState.PAUSED, 10)), 1.0),
+        (ongoing(trial(0, TrialState.RUNNING, 10)), 2.0),
     )
     assert paused == ["trial 0 paused"]
     assert resumed == ["trial 0 resumed: 100 steps, ε up to 5"]
 
 
 def test_progress_is_told_at_most_every_ten_seconds_and_only_if_it_is_news():
-    frames = [(sweep(trial(0, TrialState.RUNNING, step)), float(step)) for step in range(0, 31)]
+    frames = [(ongoing(trial(0, TrialState.RUNNING, step)), float(step)) for step in range(0, 31)]
     lines = told(*frames, (frames[-1][0], 41.0))
     news = {at: [line for line in said if "steps (" in line] for at, said in enumerate(lines)}
     assert {at for at, said in news.items() if said} == {10, 20, 30}
@@ -226,14 +206,14 @@ def test_panel_shows_what_matters(width):
 
 
 def test_panel_counts_the_running_trials_that_it_leaves_out():
-    results = sweep(*(trial(n, TrialState.RUNNING, 1) for n in range(20)))
+    results = ongoing(*(trial(n, TrialState.RUNNING, 1) for n in range(20)))
     file = io.StringIO()
     Console(file=file, width=80).print(panel(results, progress(results, [], 0.0), 0.0))
     assert "and 12 more" in file.getvalue()
 
 
 def test_panel_before_the_first_report():
-    results = sweep(trial(0))
+    results = ongoing(trial(0))
     Console(file=io.StringIO()).print(panel(results, progress(results, [], 0.0), 0.0))
 
 
@@ -248,7 +228,7 @@ def store():
         NewSweep(
             sweep_id="s",
             name="[red]digits",
-            spec={"privacy": PRIVACY},
+            spec=sweep().spec,
             spec_hash="0",
             dataset="digits:1.0.0",
             dataset_fingerprint="0",

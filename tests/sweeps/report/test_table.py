@@ -1,6 +1,5 @@
 """The table and the JSON: what a terminal and a program get to read."""
 
-import dataclasses
 import io
 import json
 import math
@@ -11,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from sweeps.database.states import SweepState, TrialState
+from sweeps.database.states import TrialState
 from sweeps.report.documents import results_json
-from sweeps.report.results import CurvePoint, SweepResults, TrialSummary
+from sweeps.report.results import CurvePoint, TrialSummary
 from sweeps.report.table import (
     CheckRow,
     brief_config,
@@ -27,6 +26,7 @@ from sweeps.report.table import (
     show_value,
     varying_names,
 )
+from tests.sweeps.report.example_results import sweep
 
 CONFIG: dict[str, Any] = {
     "optimizer": "adam",
@@ -66,30 +66,6 @@ def trial(
         curve=curve,
         mlflow_run_id=None,
     )
-
-
-def sweep(*trials: TrialSummary, **changes: Any) -> SweepResults:
-    results = SweepResults(
-        sweep_id="s",
-        name="digits",
-        state=SweepState.COMPLETED,
-        spec={
-            "privacy": {
-                "policy": "per_trial",
-                "target_epsilon": 8.0,
-                "target_delta": 1e-5,
-                "accountant": "pld",
-                "neighboring_relation": "zero_out",
-            }
-        },
-        spec_hash="0",
-        dataset="digits:1.0.0",
-        created_at=0.0,
-        ended_at=1.0,
-        mlflow_run_id="run",
-        trials=trials,
-    )
-    return dataclasses.replace(results, **changes)
 
 
 EXAMPLE = sweep(
