@@ -9,6 +9,7 @@ Each function takes the name of the field first, returns the normalised value, a
 """
 
 import math
+import re
 from typing import cast
 
 import numpy as np
@@ -92,3 +93,44 @@ def non_negative(field: str, value: object) -> float:
     if not number >= 0:
         raise InvalidPrivacyParameter(field, value, allowed)
     return number
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/=,+-]{0,159}")
+
+
+def name(field: str, value: object) -> str:
+    """Returns a short text that is safe in a journal, a log and a command line."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise InvalidPrivacyParameter(
+            field,
+            value,
+            "1 to 160 of letters, digits and _ . : / = , + -, beginning with a letter or digit",
+        )
+    return str(value)
+
+
+def text(field: str, value: object) -> str:
+    """Returns a printable text of at most 256 characters, possibly empty."""
+    if not isinstance(value, str) or len(value) > 256 or not value.isprintable():
+        raise InvalidPrivacyParameter(field, value, "a printable text of at most 256 characters")
+    return str(value)
+
+
+def share(field: str, value: object) -> float:
+    """Returns a number in [0, 1]."""
+    allowed = "a number in [0, 1]"
+    number = _number(field, value, allowed)
+    if not 0 <= number <= 1:
+        raise InvalidPrivacyParameter(field, value, allowed)
+    return number
+
+
+def steps(field: str, value: object) -> int:
+    """Returns an integer from 0 to 1e12."""
+    if _is_one_of(value, (int, np.integer)) and cast(int, value) == 0:
+        return 0
+    try:
+        return count(field, value)
+    except InvalidPrivacyParameter as error:
+        allowed = f"an integer from 0 to {MAX_ITERATIONS:.0e}"
+        raise InvalidPrivacyParameter(field, value, allowed) from error

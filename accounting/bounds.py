@@ -1,23 +1,19 @@
 """Upper bounds on epsilon, each sound by itself, so that the smallest one is sound too.
 
-* `rdp_bound`: Rényi DP. Milliseconds, any parameters, typically 5 to 10 % above the truth.
-* `gaussian_bound`: the same mechanism without subsampling, which costs at least as much and has a
+* `rdp_bound`: Rényi DP. Any parameters, typically 5 to 10 % above the truth.
+* `gaussian_bound`: the same steps without subsampling, which cost at least as much and have a
   closed form. Exact at sampling probability 1; useful wherever the noise is tiny.
-* `pld_bound`: the privacy loss distribution. Tight, but its time and memory grow without limit as
-  noise falls and iterations rise. It is therefore computed only on a grid that fits (see
-  `accounting.privacy_loss`) and not at all where epsilon is far beyond any sensible budget.
+* `accounting.composition.pld_epsilon`: the privacy loss distribution. Tight, but computed only
+  where its grid is affordable.
 
-Rounding errors are paid for, not ignored. Composing by FFT leaves an error in delta of about
-1e-16 per iteration (at most 1.3e-16 when compared with extended precision); the question
-is therefore asked at a delta smaller by four times that. The Rényi divergence of a step carries an
-error of about 1e-17 per unit of order; ten times that is added.
+The Rényi divergence of a step carries an error of about 1e-17 per unit of order; ten times that
+is added.
 """
 
 # dp-accounting and scipy ship no stubs.
 # pyright: reportMissingTypeStubs=false
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import math
@@ -26,52 +22,36 @@ from collections.abc import Generator
 
 import dp_accounting
 import numpy as np
-from dp_accounting import NeighboringRelation
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
-from accounting import privacy_loss
-from accounting.mechanism import DpSgdMechanism
+from accounting.cumulants import Parts
+from accounting.mechanism import Step, TruncatedSampledGaussian
+from accounting.renyi import epsilon_of_rdp, parts_rdp
 
-# Outside these the library's formulas overflow. Clamped upwards in cost: less noise and more
-# frequent sampling never cost less.
-_LARGEST_NOISE_MULTIPLIER = 1e9
-_LEAST_SAMPLING_PROB = 1e-12
-_SAMPLING_PROB_AS_GOOD_AS_ONE = 1 - 1e-9
-
-_RELATIONS = {
-    "add_or_remove_one": NeighboringRelation.ADD_OR_REMOVE_ONE,
-    "zero_out": NeighboringRelation.REPLACE_SPECIAL,
-}
 # Below this noise subsampling hardly helps: epsilon is above 1e5 whatever the other parameters.
 _LEAST_NOISE_FOR_RDP = 1e-3
-# Below this noise losses of one step reach the thousands: epsilon is in the hundreds, and the
-# rounding errors of such losses exceed the margin.
-_LEAST_NOISE_FOR_PLD = 0.03
 # Beyond this epsilon the closed form is within a fraction of a percent of the exact Gaussian.
 _EXACT_UP_TO_EPSILON = 1e6
-_RDP_ERROR_PER_ITERATION = 1e-16
-_FFT_ERROR_PER_ITERATION = 4e-16
-_FFT_ERROR = 1e-12
+_RDP_ERROR_PER_STEP = 1e-16
+# A curve takes the library up to a second. Whole orders have a closed form.
+_MAX_CURVES = 4
+_FEW_ORDERS = (
+    1.25,
+    1.5,
+    *map(float, (*range(2, 13), 14, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)),
+)
+# A truncated step at worst exchanges one unit for another, at half the noise.
+_TRUNCATED_SHIFT = 4.0
 
 
-def clamped(mechanism: DpSgdMechanism) -> DpSgdMechanism:
-    """Returns a mechanism within the range of the formulas that costs at least as much."""
-    sampling_prob = max(mechanism.sampling_prob, _LEAST_SAMPLING_PROB)
-    if sampling_prob > _SAMPLING_PROB_AS_GOOD_AS_ONE:
-        sampling_prob = 1.0
-    noise_multiplier = min(mechanism.noise_multiplier, _LARGEST_NOISE_MULTIPLIER)
-    return dataclasses.replace(
-        mechanism, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
-    )
-
-
-def rdp_bound(mechanism: DpSgdMechanism, delta: float) -> float:
+def rdp_bound(parts: Parts, delta: float) -> float:
     """Returns epsilon by Rényi differential privacy.
 
-    The best of the library's 156 orders with subsampling, and of all orders without.
+    The best of the library's 156 orders with subsampling, and of all orders without; of a few
+    orders where there are so many distinct steps that whole curves would take too long.
 
     Args:
-        mechanism: What is accounted.
+        parts: Distinct steps, none of them truncated, and their counts; not empty.
         delta: In [1e-10, 1).
 
     References:
@@ -79,89 +59,80 @@ def rdp_bound(mechanism: DpSgdMechanism, delta: float) -> float:
         2019, https://arxiv.org/abs/1908.10530
         Canonne, Kamath, Steinke, "The Discrete Gaussian", 2020, https://arxiv.org/abs/2004.00010
     """
-    mechanism = clamped(mechanism)
-    without_sampling = _all_orders_bound(mechanism, delta)
-    if mechanism.noise_multiplier < _LEAST_NOISE_FOR_RDP:
+    without_sampling = _all_orders_bound(parts, delta)
+    if min(step.noise_multiplier for step, _ in parts) < _LEAST_NOISE_FOR_RDP:
         return without_sampling
+    if len(parts) > _MAX_CURVES:
+        return min(without_sampling, _few_orders_bound(parts, delta))
     with _library_log_muted(), np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        orders, step_curve = _step_curve(mechanism.after(1))
-        curve = mechanism.iterations * (step_curve + _RDP_ERROR_PER_ITERATION * orders)
+        orders, curve = np.zeros(0), np.zeros(0)
+        for step, count in parts:
+            orders, step_curve = _step_curve(step)
+            total = count * (step_curve + _RDP_ERROR_PER_STEP * orders)
+            curve = total if curve.size == 0 else curve + total
         with_sampling = float(compute_epsilon(orders.tolist(), curve.tolist(), delta)[0])
     if math.isnan(with_sampling):
         return without_sampling
     return min(with_sampling, without_sampling)
 
 
-@functools.lru_cache(maxsize=256)
-def _step_curve(step: DpSgdMechanism) -> tuple[np.ndarray, np.ndarray]:
+def _few_orders_bound(parts: Parts, delta: float) -> float:
+    costs = dict(parts)
+    return min(epsilon_of_rdp(parts_rdp(costs, order), delta, order) for order in _FEW_ORDERS)
+
+
+@functools.lru_cache(maxsize=1024)
+def _step_curve(step: Step) -> tuple[np.ndarray, np.ndarray]:
     """The Rényi divergence of one step at each of the library's orders.
 
-    Iterations add up, so this one curve serves every number of them; it is what takes time.
+    Steps add up, so this one curve serves every number of them; it is what takes time.
 
     Returns:
         ``(orders, divergences)``, float64 ``[orders]`` each.
     """
-    accountant = RdpAccountant(neighboring_relation=_RELATIONS[step.neighboring_relation])
+    accountant = RdpAccountant()
     accountant.compose(step.dp_event())
     # The curve has no public name; the exact pin of dp-accounting keeps this one.
     return np.asarray(vars(accountant)["_orders"]), np.asarray(vars(accountant)["_rdp"])
 
 
-def gaussian_bound(mechanism: DpSgdMechanism, delta: float) -> float:
-    """Returns epsilon as if every example took part in every step.
+def gaussian_bound(parts: Parts, delta: float) -> float:
+    """Returns epsilon as if every unit took part in every step.
 
-    `iterations` Gaussians are one Gaussian with its noise divided by sqrt(iterations).
+    Gaussians without sampling are one Gaussian: squares of sensitivity over noise add up.
 
     Args:
-        mechanism: What is accounted.
+        parts: Distinct steps and their counts; not empty.
         delta: In [1e-10, 1).
 
     Returns:
         An upper bound, exact up to 1e-9 at sampling probability 1 and epsilon below 1e6;
         infinite only where the number itself exceeds the range of a float.
     """
-    closed_form = _all_orders_bound(mechanism, delta)
+    closed_form = _all_orders_bound(parts, delta)
     if closed_form > _EXACT_UP_TO_EPSILON:
         return closed_form
-    noise = mechanism.noise_multiplier / math.sqrt(mechanism.iterations)
+    noise = 1 / max(_unsampled_ratio(parts), 1e-300)
     with np.errstate(divide="ignore"):
         exact = float(dp_accounting.get_epsilon_gaussian(noise, delta))
     return min(closed_form, exact * (1 + 1e-9) + 1e-9)
 
 
-def pld_bound(mechanism: DpSgdMechanism, delta: float, finest_interval: float) -> float:
-    """Returns epsilon by the privacy loss distribution, or infinity where it is not computed.
-
-    Args:
-        mechanism: What is accounted.
-        delta: In [1e-10, 1).
-        finest_interval: Least distance between grid points, > 0.
-
-    Returns:
-        An upper bound on epsilon. Infinite if sampling is not done (`gaussian_bound` is exact),
-        if noise is below 0.03, if the grid would exceed its limits, or if rounding errors are not
-        small against delta.
-    """
-    mechanism = clamped(mechanism)
-    q, noise, iterations = (
-        mechanism.sampling_prob,
-        mechanism.noise_multiplier,
-        mechanism.iterations,
-    )
-    safe_delta = delta - _FFT_ERROR - _FFT_ERROR_PER_ITERATION * iterations
-    if q == 1 or noise < _LEAST_NOISE_FOR_PLD or safe_delta < delta / 2:
-        return math.inf
-    interval = privacy_loss.choose_interval(q, noise, iterations, finest_interval)
-    if interval is None:
-        return math.inf
-    step = privacy_loss.step_distribution(q, noise, interval)
-    with np.errstate(over="ignore"):  # Losses above 700: the answer is infinite, hence sound.
-        return float(step.self_compose(iterations).get_epsilon_for_delta(safe_delta))
+def _unsampled_ratio(parts: Parts) -> float:
+    """Sensitivity over noise of all steps together, without sampling."""
+    return math.hypot(*(_shift(step) * math.sqrt(count) for step, count in parts))
 
 
-def _all_orders_bound(mechanism: DpSgdMechanism, delta: float) -> float:
+def _shift(step: Step) -> float:
+    """Sensitivity over noise of one step without sampling."""
+    if isinstance(step, TruncatedSampledGaussian):
+        return _TRUNCATED_SHIFT / step.noise_multiplier
+    return 1 / step.noise_multiplier
+
+
+def _all_orders_bound(parts: Parts, delta: float) -> float:
     """RDP without subsampling, minimised over all real orders (Bun and Steinke, 2016, 1.3)."""
-    ratio = math.sqrt(mechanism.iterations) / mechanism.noise_multiplier
+    ratio = _unsampled_ratio(parts)
     return 0.5 * ratio * ratio + ratio * math.sqrt(-2 * math.log(delta))
 
 

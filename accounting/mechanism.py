@@ -342,3 +342,24 @@ def step_key(step: Step) -> str:
     numbers = dataclasses.astuple(step)
     texts = [n.hex() if isinstance(n, float) else str(n) for n in numbers]
     return ":".join([type(step).__name__, *texts])
+
+
+@functools.lru_cache(maxsize=65536)
+def step_from_key(key: str) -> Step:
+    """Returns the step whose `step_key` this is.
+
+    Raises:
+        ValueError: No step has such a key.
+    """
+    name, *texts = key.split(":")
+    if name == SampledGaussian.__name__ and len(texts) == 2:
+        noise_multiplier, sampling_prob = map(float.fromhex, texts)
+        return SampledGaussian(noise_multiplier=noise_multiplier, sampling_prob=sampling_prob)
+    if name == TruncatedSampledGaussian.__name__ and len(texts) == 4:
+        return TruncatedSampledGaussian(
+            noise_multiplier=float.fromhex(texts[0]),
+            sampling_prob=float.fromhex(texts[1]),
+            num_examples=int(texts[2]),
+            truncated_batch_size=int(texts[3]),
+        )
+    raise ValueError(f"no step has the key {key!r}")

@@ -1,39 +1,69 @@
-"""What the budget is spent on, decided before a trial starts and stated in words.
+"""What a budget covers, stated in words.
 
-A policy says which set of releases one (epsilon, delta) covers. There is one so far:
+A policy says which set of releases one (epsilon, delta) covers; a budget has one, for good:
 
 * `per_trial`: every trial is held to the whole budget by itself, as papers report it. It says
   nothing about the trials together, and the sentence shown with every result says so.
+* `declared`: a whole list of trials, fixed before the first of them starts.
+* `open`: whatever is trained, each trial chosen in the light of all earlier ones.
+* `private_selection`: the best of a secret number of trials, of which nothing else is shown.
 
 A decision fails closed: whatever goes wrong while the cost is computed means "not admitted".
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable
+from typing import Literal, cast
 
 from accounting import _validate
-from accounting._search import smallest_fitting
-from accounting.accountants import Accountant, compute_epsilon, epsilon
-from accounting.calibration import LARGEST_NOISE_MULTIPLIER
-from accounting.errors import AccountingError, InvalidPrivacyParameter
-from accounting.mechanism import NEIGHBORING_RELATIONS, DpSgdMechanism, NeighboringRelation
+from accounting.accountants import Accountant, epsilon
+from accounting.errors import InvalidPrivacyParameter
+from accounting.hints import what_would_fit
+from accounting.mechanism import (
+    NEIGHBORING_RELATIONS,
+    PRIVACY_UNITS,
+    Mechanism,
+    NeighboringRelation,
+    PrivacyUnit,
+)
 
-_SENTENCES = {
+Policy = Literal["per_trial", "declared", "open", "private_selection"]
+POLICIES: tuple[Policy, ...] = ("per_trial", "declared", "open", "private_selection")
+
+_SENTENCES: dict[Policy, str] = {
     "per_trial": (
         "Each trial on its own is ({epsilon}, {delta})-differentially private for the training "
         "data, where neighbouring data sets differ by {neighbours} and batches are drawn by "
         "Poisson sampling; this does NOT cover choosing the best of several trials, nor the "
         "sweep as a whole."
     ),
+    "declared": (
+        "All trials of the declared list together, however one of them is chosen, are "
+        "({epsilon}, {delta})-differentially private for the training data, where neighbouring "
+        "data sets differ by {neighbours} and batches are drawn by Poisson sampling; the list "
+        "was fixed before the first of them was trained."
+    ),
+    "open": (
+        "Everything trained under this budget together, however trials were chosen, stopped or "
+        "continued in the light of earlier ones, is ({epsilon}, {delta})-differentially private "
+        "for the training data, where neighbouring data sets differ by {neighbours} and batches "
+        "are drawn by Poisson sampling."
+    ),
+    "private_selection": (
+        "The winner, and nothing else, is released, and that is ({epsilon}, {delta})-"
+        "differentially private for the training data, the search for it included, where "
+        "neighbouring data sets differ by {neighbours} and batches are drawn by Poisson "
+        "sampling; how many trials there were, and every trial but the winner, stay secret."
+    ),
 }
-_NEIGHBOURS: dict[NeighboringRelation, str] = {
-    "add_or_remove_one": "adding or removing one example",
-    "zero_out": "blanking one example (their size is public)",
+_NEIGHBOURS: dict[tuple[NeighboringRelation, PrivacyUnit], str] = {
+    ("add_or_remove_one", "example"): "adding or removing one example",
+    ("add_or_remove_one", "user"): "adding or removing all examples of one user",
+    ("zero_out", "example"): "blanking one example (their number is public)",
+    ("zero_out", "user"): "blanking all examples of one user (the number of users is public)",
 }
 
-GUARANTEES: dict[str, str] = {
+GUARANTEES: dict[Policy, str] = {
     policy: sentence.format(epsilon="epsilon", delta="delta", neighbours="one example")
     for policy, sentence in _SENTENCES.items()
 }
@@ -78,7 +108,7 @@ class Decision:
 
 
 def check_per_trial(
-    mechanism: DpSgdMechanism, budget: PrivacyBudget, *, accountant: Accountant = "pld"
+    mechanism: Mechanism, budget: PrivacyBudget, *, accountant: Accountant = "pld"
 ) -> Decision:
     """Decides whether one trial by itself stays within the budget.
 
@@ -106,11 +136,10 @@ def check_per_trial(
         return Decision(admitted=False, epsilon=math.inf, delta=budget.delta, reason=reason)
     limit = f"the budget of {budget.epsilon:.10g} at delta {budget.delta:g}"
     if spent <= budget.epsilon:
-        reason = f"epsilon {_shown(spent)} is within {limit}"
+        reason = f"epsilon {shown_epsilon(spent)} is within {limit}"
         return Decision(admitted=True, epsilon=spent, delta=budget.delta, reason=reason)
-    reason = (
-        f"epsilon {_shown(spent)} exceeds {limit}{_what_would_fit(mechanism, budget, accountant)}"
-    )
+    hint = _what_would_fit(mechanism, budget, accountant)
+    reason = f"epsilon {shown_epsilon(spent)} exceeds {limit}{hint}"
     return Decision(admitted=False, epsilon=spent, delta=budget.delta, reason=reason)
 
 
@@ -120,6 +149,7 @@ def guarantee(
     epsilon: float,
     delta: float,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
+    privacy_unit: PrivacyUnit = "example",
 ) -> str:
     """Returns the guarantee of a policy as one sentence with its numbers.
 
@@ -127,21 +157,23 @@ def guarantee(
         policy: A key of `GUARANTEES`.
         epsilon: What was obtained or is the limit; finite, >= 0. Shown rounded up.
         delta: In [1e-10, 1).
-        neighboring_relation: See `DpSgdMechanism`.
+        neighboring_relation: See `Mechanism`.
+        privacy_unit: See `Mechanism`.
 
     Raises:
         InvalidPrivacyParameter: An argument is unknown or out of range.
     """
-    _validate.one_of("policy", policy, tuple(GUARANTEES))
+    _validate.one_of("policy", policy, POLICIES)
     _validate.one_of("neighboring_relation", neighboring_relation, NEIGHBORING_RELATIONS)
-    return _SENTENCES[policy].format(
-        epsilon=_shown(_validate.non_negative("epsilon", epsilon)),
+    _validate.one_of("privacy_unit", privacy_unit, PRIVACY_UNITS)
+    return _SENTENCES[cast("Policy", policy)].format(
+        epsilon=shown_epsilon(_validate.non_negative("epsilon", epsilon)),
         delta=f"{_validate.delta('delta', delta):g}",
-        neighbours=_NEIGHBOURS[neighboring_relation],
+        neighbours=_NEIGHBOURS[neighboring_relation, privacy_unit],
     )
 
 
-def _shown(epsilon: float) -> str:
+def shown_epsilon(epsilon: float) -> str:
     """Four significant digits, rounded up, so that no text promises more than was computed."""
     if epsilon == 0 or math.isinf(epsilon):
         return f"{epsilon:g}"
@@ -149,37 +181,12 @@ def _shown(epsilon: float) -> str:
     return f"{math.ceil(epsilon / unit - 1e-9) * unit:.4g}"
 
 
-@functools.lru_cache(maxsize=1024)
-def _what_would_fit(mechanism: DpSgdMechanism, budget: PrivacyBudget, how: Accountant) -> str:
-    """Changes that were computed to fit, on a coarse grid: quick, and never below the truth."""
-
-    def cost_with_noise(noise_multiplier: float) -> float:
-        louder = dataclasses.replace(mechanism, noise_multiplier=noise_multiplier)
-        return compute_epsilon(louder, budget.delta, how, coarsening=10)
-
-    def cost_with_inverse_iterations(inverse: float) -> float:
-        shorter = mechanism.after(max(1, math.floor(1 / inverse)))
-        return compute_epsilon(shorter, budget.delta, how, coarsening=10)
-
-    def fitting(cost: Callable[[float], float], start: float, highest: float) -> float | None:
-        try:
-            return smallest_fitting(
-                cost,
-                budget.epsilon,
-                start=start,
-                factor=1.5,
-                tolerance=0.01,
-                lowest=start / 2,
-                highest=highest,
-            )
-        except AccountingError:
-            return None
-
+def _what_would_fit(mechanism: Mechanism, budget: PrivacyBudget, how: Accountant) -> str:
+    """Changes that were computed to fit, in words."""
+    noise, iterations = what_would_fit(mechanism, budget.epsilon, budget.delta, how)
     hints: list[str] = []
-    noise = fitting(cost_with_noise, mechanism.noise_multiplier, LARGEST_NOISE_MULTIPLIER)
     if noise is not None:
-        hints.append(f"noise_multiplier >= {_shown(noise)}")
-    inverse = fitting(cost_with_inverse_iterations, 1 / mechanism.iterations, 1.0)
-    if inverse is not None:
-        hints.append(f"iterations <= {max(1, math.floor(1 / inverse))}")
+        hints.append(f"noise_multiplier >= {noise:.10g}")
+    if iterations is not None:
+        hints.append(f"iterations <= {iterations}")
     return f"; {' or '.join(hints)} would fit" if hints else ""

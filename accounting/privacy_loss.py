@@ -1,182 +1,279 @@
-"""The privacy loss distribution of one DP-SGD step, on a grid that is never too large.
+"""The privacy loss distribution of one step, on a grid of losses.
 
-Idea: the privacy loss of one step is log(P/Q) under P, where P and Q are the outputs with and
-without one example. Losses add up over steps, so the distribution of the total is a repeated
-convolution, done by FFT on a grid of losses. Losses are rounded so that every hockey-stick
-divergence can only grow ("connect the dots"), so any grid gives an upper bound; a finer one gives
-a tighter bound and costs more.
+Idea: the privacy loss of a step is L = log(P/Q), where P and Q are the distributions of its output
+with and without one unit. Both are mixtures of Gaussians on a line, and L rises along the line.
+Each grid cell [l, l + d] of losses is therefore an interval of outputs, with masses p of P and q
+of Q. "Connect the dots" puts p on the two ends of the cell such that q is kept as well,
 
-The number of grid points is what costs time and memory, so the grid is chosen from it: as fine as
-`FINEST_INTERVAL`, doubled until one step fits into `MAX_STEP_POINTS` and the whole into
-`MAX_TOTAL_POINTS`. Where even `COARSEST_INTERVAL` does not do, epsilon is in the thousands or
-beyond and no distribution is computed at all.
+    upper = (p - exp(l) q) / (1 - exp(-d)),        lower = p - upper,
 
-The hockey-stick divergence of one step has a closed form by amplification through subsampling:
-with d(e) that of the Gaussian mechanism, q the sampling probability and
-i(e) = log(1 + (exp(e) - 1)/q),
+which is the least that can only raise every hockey-stick divergence. Any grid hence gives an upper
+bound; a finer one gives a tighter bound and costs more. Because both masses are kept, the same
+pair read backwards is the distribution of the opposite direction: what has mass m at loss l when a
+unit is removed has mass m exp(-l) at loss -l when one is added.
 
-    removing an example:  delta(e) = q * d(i(e))
-    adding an example:    delta(e) = q * exp(e + i(-e)) * d(-i(-e))
-
-which is evaluated for the whole grid at once, some ten times faster than point by point.
+Masses are differences of whichever tail is the smaller, so that their errors are relative to that
+tail, and probabilities always add up: rounding cannot create or lose mass over many compositions.
 
 References:
-    Doroshenko et al., "Connect the Dots", 2022, https://arxiv.org/abs/2207.04380
-    Balle, Barthe, Gaboardi, "Privacy Amplification by Subsampling", 2018,
-    https://arxiv.org/abs/1807.01647
-    Balle and Wang, "Improving the Gaussian Mechanism", 2018, https://arxiv.org/abs/1805.06530
-    Koskela, Jälkö, Honkela, "Computing Tight Differential Privacy Guarantees Using FFT", 2020,
-    https://arxiv.org/abs/1906.03049
+    Doroshenko et al., "Connect the Dots: Tighter Discrete Approximations of Privacy Loss
+    Distributions", 2022, https://arxiv.org/abs/2207.04380
+    Zhu, Dong, Wang, "Optimal Accounting of Differential Privacy via Characteristic Function",
+    2022, https://arxiv.org/abs/2106.08567 (dominating pairs)
+    Chua et al., "Scalable DP-SGD: Shuffling vs. Poisson Subsampling", 2024,
+    https://arxiv.org/abs/2411.04205 (truncated batches)
 """
 
-# dp-accounting and scipy ship no stubs.
+# scipy ships no stubs.
 # pyright: reportMissingTypeStubs=false
 
+import dataclasses
 import functools
 import math
 
 import numpy as np
 import numpy.typing as npt
-from dp_accounting.pld import pld_pmf
-from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from scipy import special
 
-FINEST_INTERVAL = 1e-4
-COARSEST_INTERVAL = FINEST_INTERVAL * 2**12
-MAX_STEP_POINTS = 400_000
-MAX_TOTAL_POINTS = 2_000_000
-
-# Noise beyond this many standard deviations (probability 2e-22) counts as an infinite loss.
-_TAIL_STDDEVS = 9.7
-# Tail mass cut off by the library's composition, counted as an infinite loss.
-_TAIL_MASS = 1e-15
-_CHERNOFF_ORDERS = 20
+from accounting.mechanism import SampledGaussian, Step
 
 Floats = npt.NDArray[np.float64]
 
+LEAST_NOISE = 0.04
+"""Least noise multiplier: below it single losses reach the thousands, and epsilon hundreds."""
 
-def loss_range(sampling_prob: float, noise_multiplier: float) -> tuple[float, float]:
-    """Returns the least and the largest loss of one step that the grid must hold.
+LEAST_NOISE_TRUNCATED = 0.16
+"""The same for truncated batches, where noise is four times less effective in the worst case."""
+
+_LARGEST_STDDEVS = 9.5
+# Truncation less probable than this counts as an infinite loss.
+_NEGLIGIBLE_TRUNCATION = 1e-24
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two mixtures of Gaussians on a line whose log-ratio is the privacy loss, rising along it.
+
+    P = (1 - q) N(0, s²) + q N(1, s²);   Q = N(0, s²), or with `mirrored`
+    Q = (1 - q) N(0, s²) + q N(-1, s²).
+
+    Attributes:
+        weight: Probability with which this pair is the one in force; in (0, 1].
+        stddev: s, > 0.
+        sampling_prob: q, in (0, 1].
+        mirrored: Which Q.
+    """
+
+    weight: float
+    stddev: float
+    sampling_prob: float
+    mirrored: bool
+
+    def losses(self, outputs: Floats) -> Floats:
+        """The loss at each output."""
+        rise = self._log_ratio(outputs)
+        return rise - self._log_ratio(-outputs) if self.mirrored else rise
+
+    def _log_ratio(self, outputs: Floats) -> Floats:
+        q = self.sampling_prob
+        exponents = (outputs - 0.5) / self.stddev**2
+        if q == 1:
+            return exponents
+        small = np.minimum(exponents, 30.0)
+        # log(1 - q + q exp(x)), accurate for small x and without overflow for large x.
+        low = np.log1p(q * np.expm1(small))
+        high = exponents + math.log(q) + np.log1p((1 - q) / q * np.exp(-np.maximum(exponents, 0)))
+        return np.where(exponents < 30.0, low, high)
+
+    def outputs(self, losses: Floats) -> Floats:
+        """The output at each loss, the inverse of `losses`; -inf where no loss is so low."""
+        q, variance = self.sampling_prob, self.stddev**2
+        if self.mirrored:
+            if q == 1:
+                return variance * losses / 2
+            log_ratio = math.log1p(-q) - math.log(q) + 0.5 / variance
+            half = losses / 2
+            # asinh(exp(log_ratio) sinh(half)), without overflow.
+            with np.errstate(divide="ignore"):
+                log_sinh = np.abs(half) + np.log(-np.expm1(-np.abs(losses))) - math.log(2)
+            log_product = log_ratio + log_sinh
+            product = np.exp(np.minimum(log_product, 20.0))
+            large = log_product + math.log(2)
+            magnitude = np.where(log_product < 20.0, np.arcsinh(product), large)
+            return variance * (half + np.sign(losses) * magnitude)
+        if q == 1:
+            return variance * losses + 0.5
+        small = np.minimum(losses, 1.0)
+        with np.errstate(divide="ignore"):
+            low = np.log1p(np.maximum(np.expm1(small) / q, -1.0))
+        high = losses - math.log(q) + np.log1p(-(1 - q) * np.exp(-np.maximum(losses, 1.0)))
+        return variance * np.where(losses < 1.0, low, high) + 0.5
+
+    def log_densities(self, outputs: Floats) -> Floats:
+        """Log P at each output, up to a constant."""
+        at_zero = -((outputs / self.stddev) ** 2) / 2
+        at_one = -(((outputs - 1) / self.stddev) ** 2) / 2
+        if self.sampling_prob == 1:
+            return at_one
+        stay, drawn = math.log1p(-self.sampling_prob), math.log(self.sampling_prob)
+        return np.logaddexp(stay + at_zero, drawn + at_one)
+
+    def output_range(self, tail_mass: float) -> tuple[float, float]:
+        """Outputs beyond which P above, and Q below, have at most about `tail_mass` (weighted)."""
+        q, s = self.sampling_prob, self.stddev
+        above = max(1 + _tail(tail_mass / (self.weight * q)) * s, _tail(tail_mass) * s)
+        if self.mirrored:
+            return -above, above
+        return -_tail(tail_mass) * s, above
+
+
+def _tail(mass: float) -> float:
+    """Standard deviations beyond which a normal variable has at most the mass, in half steps."""
+    exact = -float(special.ndtri(min(max(mass, 1e-300), 0.5)))
+    return min(math.ceil(2 * exact) / 2, _LARGEST_STDDEVS)
+
+
+@functools.lru_cache(maxsize=1024)
+def pairs(step: Step) -> tuple[tuple[Pair, ...], float]:
+    """Returns the pairs whose mixture is the step, and the probability of an infinite loss.
+
+    With truncated batches, let p = P[Bin(n-1, q) >= B] be the probability that the batch is full
+    without the unit in question. If it is not, the step is as without truncation. If it is,
+    the unit takes another's place: a change of twice the sensitivity, in both directions, for
+    which the pair with a mirrored Q at half the noise is an upper bound.
+    """
+    if isinstance(step, SampledGaussian):
+        return (Pair(1.0, step.noise_multiplier, step.sampling_prob, False),), 0.0
+    n, q, cap = step.num_examples, step.sampling_prob, step.truncated_batch_size
+    truncated = _binomial_tail(cap - 1, n - 1, q)
+    plain = Pair(1 - truncated, step.noise_multiplier, q, False)
+    if truncated < _NEGLIGIBLE_TRUNCATION:
+        return (Pair(1.0, step.noise_multiplier, q, False),), truncated
+    drawn = min(1.0, _binomial_tail(cap, n, q) * cap / truncated / n)
+    full = Pair(truncated, step.noise_multiplier / 2, drawn, True)
+    return ((plain, full) if truncated < 1 else (full,)), 0.0
+
+
+def _binomial_tail(k: int, n: int, q: float) -> float:
+    """P[Bin(n, q) > k]."""
+    if k >= n:
+        return 0.0
+    return float(special.betainc(k + 1, n - k, q))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepDistribution:
+    """The distribution of the loss of one step, in both directions.
+
+    Attributes:
+        interval: Distance between grid points.
+        lowest: Index of the first grid point; the loss is the index times `interval`.
+        removing: Probability of each loss when a unit is removed, float64 ``[points]``.
+        adding: Probability of the *negative* of each loss when one is added, ``[points]``.
+        infinite_removing: Probability of an infinite loss when a unit is removed.
+        infinite_adding: The same when one is added.
+    """
+
+    interval: float
+    lowest: int
+    removing: Floats
+    adding: Floats
+    infinite_removing: float
+    infinite_adding: float
+
+    @property
+    def losses(self) -> Floats:
+        """The loss of each entry of `removing`."""
+        last = self.lowest + self.removing.size
+        return np.arange(self.lowest, last, dtype=np.float64) * self.interval
+
+
+def loss_range(step: Step, tail_mass: float) -> tuple[float, float]:
+    """Returns the losses between which the grid must reach if so much mass may lie beyond."""
+    ends = [
+        one.losses(np.asarray(one.output_range(tail_mass), dtype=np.float64))
+        for one in pairs(step)[0]
+    ]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+
+
+def step_distribution(step: Step, interval: float, tail_mass: float) -> StepDistribution:
+    """Returns the distribution of one step.
 
     Args:
-        sampling_prob: In (0, 1).
-        noise_multiplier: At least 0.03.
+        step: Its noise multiplier is at least `LEAST_NOISE` (`LEAST_NOISE_TRUNCATED`).
+        interval: Distance between grid points, > 0.
+        tail_mass: Losses that are rarer may count as infinite; whatever does is recorded.
+
+    Formal guarantees:
+        Its hockey-stick divergence, in both directions, is nowhere below that of the step, but
+        for rounding errors of about 1e-16 times the divergence's own tail.
     """
-    inverse_variance = (1 / noise_multiplier) ** 2
-    shift = _TAIL_STDDEVS / noise_multiplier
-    stay, drawn = math.log1p(-sampling_prob), math.log(sampling_prob)
-    return (
-        float(np.logaddexp(stay, drawn - inverse_variance / 2 - shift)),
-        float(np.logaddexp(stay, drawn + inverse_variance / 2 + shift)),
+    parts, infinite = pairs(step)
+    placed = [_on_grid(one, interval, tail_mass) for one in parts]
+    lowest = min(low for low, *_ in placed)
+    removing = np.zeros(max(low + probs.size for low, probs, *_ in placed) - lowest)
+    infinite_removing = infinite_adding = infinite
+    for one, (low, probs, lost_removing, lost_adding) in zip(parts, placed, strict=True):
+        removing[low - lowest : low - lowest + probs.size] += one.weight * probs
+        infinite_removing += one.weight * lost_removing
+        infinite_adding += one.weight * lost_adding
+    losses = np.arange(lowest, lowest + removing.size) * interval
+    return StepDistribution(
+        interval=interval,
+        lowest=lowest,
+        removing=removing,
+        adding=removing * np.exp(-losses),
+        infinite_removing=infinite_removing,
+        infinite_adding=infinite_adding,
     )
 
 
-def choose_interval(
-    sampling_prob: float, noise_multiplier: float, iterations: int, finest: float
-) -> float | None:
-    """Returns the finest affordable distance between grid points, or None if none is.
-
-    The width of the total distribution is bounded as the library's composition bounds it
-    (Chernoff), with the Rényi divergence of order 2 in the place of those between 1 and 2.
-
-    Args:
-        sampling_prob: In (0, 1).
-        noise_multiplier: At least 0.03.
-        iterations: At least 1.
-        finest: Where to start doubling, > 0.
-    """
-    least, largest = loss_range(sampling_prob, noise_multiplier)
-    width = largest - least
-    inverse_variance = (1 / noise_multiplier) ** 2
-    log_expm1 = inverse_variance + math.log(-math.expm1(-inverse_variance))
-    renyi_2 = float(np.logaddexp(0.0, 2 * math.log(sampling_prob) + log_expm1))
-    order = min(1.0, _CHERNOFF_ORDERS / width)
-    chernoff = iterations * renyi_2 + 2 * math.log(2 / _TAIL_MASS) / order
-    total = 1.1 * min(iterations * width, chernoff)
-    interval = finest
-    while width / interval > MAX_STEP_POINTS or total / interval > MAX_TOTAL_POINTS:
-        interval *= 2
-        if interval > COARSEST_INTERVAL:
-            return None
-    return interval
-
-
-def _gaussian_delta(epsilons: Floats, noise_multiplier: float) -> Floats:
-    """Hockey-stick divergence of the Gaussian mechanism, for any sign of epsilon."""
-    upper = 0.5 / noise_multiplier - noise_multiplier * epsilons
-    lower = -0.5 / noise_multiplier - noise_multiplier * epsilons
-    # exp(epsilon) * ndtr(lower), by whichever form does not cancel large numbers.
-    scaled: Floats = np.exp(np.minimum(epsilons, 0)) * special.ndtr(lower)
-    tail = lower < 0
-    mills: Floats = 0.5 * special.erfcx(-lower[tail] / math.sqrt(2))
-    scaled[tail] = mills * np.exp(-(upper[tail] ** 2) / 2)
-    return special.ndtr(upper) - scaled
-
-
-def _amplified(epsilons: Floats, sampling_prob: float) -> Floats:
-    """log(1 + (exp(epsilon) - 1)/sampling_prob), stable, for epsilon > log(1 - sampling_prob)."""
-    stay = math.log1p(-sampling_prob)
-    return epsilons + np.log(-np.expm1(stay - epsilons)) - math.log(sampling_prob)
-
-
-def step_deltas_remove(
-    epsilons: Floats, *, sampling_prob: float, noise_multiplier: float
-) -> Floats:
-    """Hockey-stick divergence of one step when one example is removed.
-
-    Args:
-        epsilons: Losses, any sign.
-        sampling_prob: In (0, 1).
-        noise_multiplier: > 0.
+def _on_grid(pair: Pair, interval: float, tail_mass: float) -> tuple[int, Floats, float, float]:
+    """Connects the dots.
 
     Returns:
-        One delta in [0, 1] for each epsilon.
+        ``(lowest index, probabilities, infinite mass removing, infinite mass adding)``.
     """
-    inside = epsilons > math.log1p(-sampling_prob)
-    deltas = np.zeros_like(epsilons)
-    deltas[~inside] = -np.expm1(epsilons[~inside])
-    amplified = _amplified(epsilons[inside], sampling_prob)
-    deltas[inside] = sampling_prob * _gaussian_delta(amplified, noise_multiplier)
-    return np.clip(deltas, 0.0, 1.0)
+    ends = pair.losses(np.asarray(pair.output_range(tail_mass), dtype=np.float64))
+    lowest, highest = math.floor(ends[0] / interval), math.ceil(ends[1] / interval)
+    highest = max(highest, lowest + 1)
+    losses: Floats = np.arange(lowest, highest + 1, dtype=np.float64) * interval
+    outputs = pair.outputs(losses)
+    q = pair.sampling_prob
+    center, center_below, center_above = _masses(outputs, 0.0, pair.stddev)
+    drawn, drawn_below, drawn_above = _masses(outputs, 1.0, pair.stddev)
+    ours = (1 - q) * center + q * drawn
+    grown = np.exp(losses)
+    if pair.mirrored:
+        other, other_below, other_above = _masses(outputs, -1.0, pair.stddev)
+        theirs_below = (1 - q) * center_below + q * other_below
+        theirs_above = (1 - q) * center_above + q * other_above
+        excess = ours - grown[:-1] * ((1 - q) * center + q * other)
+    else:
+        theirs_below, theirs_above = center_below, center_above
+        # p - exp(l) q without the part that P and Q share.
+        excess = q * drawn - (np.expm1(losses[:-1]) + q) * center
+    ours_below = (1 - q) * center_below + q * drawn_below
+    ours_above = (1 - q) * center_above + q * drawn_above
+    upper = np.clip(excess / -math.expm1(-interval), 0.0, ours)
+    probs = np.zeros(losses.size)
+    probs[1:] = upper
+    probs[:-1] += ours - upper
+    # Beyond the ends: all of the one mass moves to the end, what is left of the other is infinite.
+    probs[0] += ours_below
+    kept = min(ours_above, float(grown[-1]) * theirs_above)
+    probs[-1] += kept
+    lost_adding = max(0.0, theirs_below - ours_below * math.exp(-losses[0]))
+    return lowest, probs, ours_above - kept, lost_adding
 
 
-def step_deltas_add(epsilons: Floats, *, sampling_prob: float, noise_multiplier: float) -> Floats:
-    """Hockey-stick divergence of one step when one example is added; see `step_deltas_remove`."""
-    inside = -epsilons > math.log1p(-sampling_prob)
-    deltas = np.zeros_like(epsilons)
-    amplified = _amplified(-epsilons[inside], sampling_prob)
-    # sampling_prob * exp(epsilon + amplified), without cancelling large numbers.
-    scale = -np.expm1(epsilons[inside] + math.log1p(-sampling_prob))
-    deltas[inside] = scale * _gaussian_delta(-amplified, noise_multiplier)
-    return np.clip(deltas, 0.0, 1.0)
-
-
-@functools.lru_cache(maxsize=8)
-def step_distribution(
-    sampling_prob: float, noise_multiplier: float, interval: float
-) -> PrivacyLossDistribution:
-    """Returns the pessimistic privacy loss distribution of one step.
-
-    Kept for the last few mechanisms, because a trainer asks for the cost after several numbers
-    of iterations of one mechanism, and composing is cheaper than building.
-
-    Args:
-        sampling_prob: In (0, 1).
-        noise_multiplier: At least 0.03.
-        interval: Distance between grid points, > 0.
-    """
-    least, largest = loss_range(sampling_prob, noise_multiplier)
-    lower, upper = math.floor(least / interval), math.ceil(largest / interval)
-    connect = pld_pmf.create_pmf_pessimistic_connect_dots_fixed_gap
-    remove_epsilons = np.arange(lower, upper + 1, dtype=np.float64) * interval
-    remove = step_deltas_remove(
-        remove_epsilons, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
-    )
-    add_epsilons = np.arange(-upper, -lower + 1, dtype=np.float64) * interval
-    add = step_deltas_add(
-        add_epsilons, sampling_prob=sampling_prob, noise_multiplier=noise_multiplier
-    )
-    return PrivacyLossDistribution(
-        connect(interval, lower, upper, remove).to_dense_pmf(),
-        connect(interval, -upper, -lower, add).to_dense_pmf(),
-    )
+def _masses(outputs: Floats, mean: float, stddev: float) -> tuple[Floats, float, float]:
+    """Gaussian mass between neighbouring outputs, below the first and above the last."""
+    scaled = (outputs - mean) / stddev
+    tails: Floats = special.ndtr(-np.abs(scaled))
+    masses: Floats = np.diff(np.where(scaled > 0, -tails, tails))
+    masses[(scaled[:-1] <= 0) & (scaled[1:] > 0)] += 1.0
+    below = tails[0] if scaled[0] <= 0 else 1 - tails[0]
+    above = tails[-1] if scaled[-1] > 0 else 1 - tails[-1]
+    return masses, float(below), float(above)

@@ -13,9 +13,10 @@ from accounting import (
     calibrate_noise_multiplier,
     epsilon,
 )
-from accounting._search import smallest_fitting
+from accounting._coarse_to_fine import TOLERANCE
+from accounting._search import guided_fitting, smallest_fitting
 from accounting.accountants import ACCOUNTANTS, Accountant
-from accounting.calibration import TOLERANCE
+from accounting.calibration import calibrate_expected_batch_size, calibrate_iterations
 
 
 def calibrate(**changes: Any) -> float:
@@ -158,3 +159,162 @@ def test_search_survives_plateaus_zeros_and_steps() -> None:
     )
     assert found is not None
     assert 3 <= found <= 3 * 1.001
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.3, 2.5])
+def test_search_with_a_guide_takes_few_evaluations(ratio: float) -> None:
+    seen: list[float] = []
+
+    def guide(x: float) -> float:
+        return 7 / x + 1 / (x * x)
+
+    def cost(x: float) -> float:
+        seen.append(x)
+        return ratio * guide(x) * (1 + 0.01 * math.log(x))
+
+    found = guided_fitting(
+        cost, guide, 2.0, start=50, near=False, tolerance=1e-3, lowest=1e-3, highest=1e6
+    )
+    assert found in seen
+    assert len(seen) <= 5
+    assert cost(found or 0.0) <= 2 < cost((found or 0.0) / 1.001)
+
+
+def test_search_survives_a_guide_that_misleads() -> None:
+    def cost(x: float) -> float:
+        return 7 / x + 1 / (x * x)
+
+    for guide in (lambda x: 1.0, lambda x: math.inf, lambda x: 1e-9 / x, lambda x: 0.0):
+        found = guided_fitting(
+            cost, guide, 2.0, start=50, near=True, tolerance=1e-3, lowest=1e-3, highest=1e6
+        )
+        assert found is not None
+        assert cost(found) <= 2 < cost(found / 1.001)
+
+
+ITERATIONS: dict[str, Any] = {
+    "target_epsilon": 2.0,
+    "target_delta": 1e-5,
+    "noise_multiplier": 1.0,
+    "sampling_prob": 0.01,
+}
+BATCH: dict[str, Any] = {
+    "target_epsilon": 2.0,
+    "target_delta": 1e-5,
+    "noise_multiplier": 1.0,
+    "iterations": 1000,
+    "num_examples": 60000,
+}
+
+
+def iterations_for(changes: dict[str, Any]) -> int:
+    fields: dict[str, Any] = ITERATIONS | changes
+    return calibrate_iterations(**fields)
+
+
+def batch_for(changes: dict[str, Any]) -> float:
+    fields: dict[str, Any] = BATCH | changes
+    return calibrate_expected_batch_size(**fields)
+
+
+@settings(max_examples=6)
+@given(
+    target=st.floats(0.2, 15),
+    log_noise=st.floats(-0.2, 1),
+    log_prob=st.floats(-3, 0),
+    how=st.sampled_from(["pld", "pld", "rdp"]),
+)
+@pytest.mark.slow
+def test_iterations_are_the_last_that_fit(
+    target: float, log_noise: float, log_prob: float, how: Accountant
+) -> None:
+    noise, prob = 10**log_noise, 10**log_prob
+    one = DpSgdMechanism(noise_multiplier=noise, sampling_prob=prob, iterations=1)
+    try:
+        found = calibrate_iterations(
+            target_epsilon=target,
+            target_delta=1e-5,
+            noise_multiplier=noise,
+            sampling_prob=prob,
+            accountant=how,
+        )
+    except CalibrationError:
+        found = 0
+    assert type(found) is int
+    assert not found or epsilon(one.after(found), delta=1e-5, accountant=how) <= target
+    assert epsilon(one.after(found + 1), delta=1e-5, accountant=how) > target
+
+
+def test_iterations_at_the_edges() -> None:
+    with pytest.raises(CalibrationError, match="missed even by a single iteration"):
+        iterations_for({"noise_multiplier": 0.1, "sampling_prob": 1.0})
+    assert iterations_for({"noise_multiplier": 1e9}) == 10**12
+    # Exactly one: the target is what it costs.
+    one = DpSgdMechanism(noise_multiplier=1.0, sampling_prob=0.5, iterations=1)
+    exact = epsilon(one, delta=1e-5)
+    changes = {"sampling_prob": 0.5, "target_epsilon": exact}
+    assert iterations_for(changes) == 1
+
+
+@settings(max_examples=6)
+@given(
+    target=st.floats(0.2, 15),
+    log_noise=st.floats(-0.2, 1),
+    log_iterations=st.floats(0, 4),
+    how=st.sampled_from(["pld", "pld", "rdp"]),
+)
+@pytest.mark.slow
+def test_batches_are_the_largest_that_fit(
+    target: float, log_noise: float, log_iterations: float, how: Accountant
+) -> None:
+    noise, iterations, examples = 10**log_noise, int(10**log_iterations), 60000
+
+    def cost(batch_size: float) -> float:
+        mechanism = DpSgdMechanism(
+            noise_multiplier=noise, sampling_prob=batch_size / examples, iterations=iterations
+        )
+        return epsilon(mechanism, delta=1e-5, accountant=how)
+
+    try:
+        found = calibrate_expected_batch_size(
+            target_epsilon=target,
+            target_delta=1e-5,
+            noise_multiplier=noise,
+            iterations=iterations,
+            num_examples=examples,
+            accountant=how,
+        )
+    except CalibrationError:
+        assert cost(1.0) > target
+        return
+    assert 1 <= found <= examples
+    assert cost(found) <= target
+    assert found * (1 + 1.1 * TOLERANCE) > examples or cost(found * (1 + 1.1 * TOLERANCE)) > target
+
+
+def test_batches_at_the_edges() -> None:
+    with pytest.raises(CalibrationError, match="missed even by an expected batch size of 1"):
+        batch_for({"target_epsilon": 0.01, "num_examples": 2})
+    assert batch_for({"noise_multiplier": 1e6}) == 60000
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (field, value)
+        for field in ("target_epsilon", "target_delta", "noise_multiplier")
+        for value in (math.nan, math.inf, -1, 0, True, "8", None)
+    ]
+    + [("accountant", "gdp"), ("neighboring_relation", "replace_one")],
+)
+def test_the_others_refuse_invalid_input(field: str, value: object) -> None:
+    with pytest.raises(InvalidPrivacyParameter, match=field):
+        iterations_for({field: value})
+    with pytest.raises(InvalidPrivacyParameter, match=field):
+        batch_for({field: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, math.nan, True, None, 10**12 + 1])
+def test_batches_refuse_an_invalid_number_of_examples(value: Any) -> None:
+    with pytest.raises(InvalidPrivacyParameter, match="num_examples"):
+        batch_for({"num_examples": value})

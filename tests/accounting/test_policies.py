@@ -7,9 +7,12 @@ import pytest
 
 from accounting import (
     GUARANTEES,
+    POLICIES,
     DpSgdMechanism,
     InvalidPrivacyParameter,
+    Policy,
     PrivacyBudget,
+    PrivacyUnit,
     check_per_trial,
     epsilon,
     guarantee,
@@ -109,13 +112,31 @@ def test_the_guarantee_says_what_is_not_covered() -> None:
     assert "Poisson" in text
     assert "NOT cover choosing the best of several trials, nor the sweep as a whole" in text
     assert "adding or removing one example" in guarantee("per_trial", epsilon=1, delta=1e-5)
-    assert set(GUARANTEES) == {"per_trial"}
-    assert "(epsilon, delta)-differentially private" in GUARANTEES["per_trial"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_states_its_guarantee_in_one_sentence(policy: Policy) -> None:
+    assert "(epsilon, delta)-differentially private" in GUARANTEES[policy]
+    neighbours_of: dict[PrivacyUnit, str] = {
+        "example": "one example",
+        "user": "all examples of one user",
+    }
+    for unit, neighbours in neighbours_of.items():
+        text = guarantee(policy, epsilon=1, delta=1e-5, privacy_unit=unit)
+        assert f"adding or removing {neighbours}" in text
+        assert text.count(". ") == 0
+        assert text.endswith(".")
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("policy", "open"), ("epsilon", math.nan), ("epsilon", math.inf), ("delta", 0)],
+    [
+        ("policy", "none"),
+        ("privacy_unit", "row"),
+        ("epsilon", math.nan),
+        ("epsilon", math.inf),
+        ("delta", 0),
+    ],
 )
 def test_no_guarantee_without_numbers(field: str, value: Any) -> None:
     fields: dict[str, Any] = {"policy": "per_trial", "epsilon": 1.0, "delta": 1e-5, field: value}

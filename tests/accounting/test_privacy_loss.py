@@ -1,110 +1,159 @@
 import math
 from typing import Any
 
+import dp_accounting
+import mpmath
 import numpy as np
 import pytest
-from dp_accounting.pld import common, privacy_loss_distribution
+from dp_accounting.pld import privacy_loss_distribution
 from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPrivacyLoss
-from scipy import fft
 
-from accounting import bounds, privacy_loss
-from accounting.mechanism import DpSgdMechanism
+from accounting import privacy_loss
+from accounting.mechanism import SampledGaussian, Step, TruncatedSampledGaussian
 
 STEPS = [(0.01, 1.0), (0.5, 5.0), (1e-4, 0.7), (0.3, 0.4), (0.999, 2.0), (1e-6, 30.0)]
 
 
+def gaussian(sampling_prob: float, noise: float) -> SampledGaussian:
+    return SampledGaussian(noise_multiplier=noise, sampling_prob=sampling_prob)
+
+
+def truncated(n: int, batch: float, noise: float, cap: int) -> TruncatedSampledGaussian:
+    return TruncatedSampledGaussian(
+        noise_multiplier=noise, sampling_prob=batch / n, num_examples=n, truncated_batch_size=cap
+    )
+
+
+def divergence(
+    one: privacy_loss.StepDistribution, epsilons: np.ndarray, *, adding: bool
+) -> np.ndarray:
+    """Hockey-stick divergences of a step's distribution, term by term."""
+    losses = -one.losses if adding else one.losses
+    probs = one.adding if adding else one.removing
+    infinite = one.infinite_adding if adding else one.infinite_removing
+    gains = -np.expm1(np.minimum(epsilons[:, None] - losses[None, :], 0.0))
+    return infinite + gains @ probs
+
+
 @pytest.mark.parametrize(("prob", "noise"), STEPS)
-def test_deltas_are_those_of_the_library(prob: float, noise: float) -> None:
-    least, largest = privacy_loss.loss_range(prob, noise)
-    epsilons = np.linspace(least, largest, 400)
-    ours = {
-        AdjacencyType.REMOVE: privacy_loss.step_deltas_remove(
-            epsilons, sampling_prob=prob, noise_multiplier=noise
-        ),
-        AdjacencyType.ADD: privacy_loss.step_deltas_add(
-            -epsilons[::-1], sampling_prob=prob, noise_multiplier=noise
-        ),
-    }
-    for adjacency, deltas in ours.items():
-        library: Any = GaussianPrivacyLoss(noise, sampling_prob=prob, adjacency_type=adjacency)
-        points = epsilons if adjacency is AdjacencyType.REMOVE else -epsilons[::-1]
-        # The library subtracts numbers near 1: its own error is a few times 1e-16.
-        np.testing.assert_allclose(deltas, library.get_delta_for_epsilon(points), atol=1e-14)
+def test_divergence_is_that_of_the_library_on_the_grid_and_above_it_between(
+    prob: float, noise: float
+) -> None:
+    step = gaussian(prob, noise)
+    least, largest = privacy_loss.loss_range(step, 1e-18)
+    interval = (largest - least) / 400
+    one = privacy_loss.step_distribution(step, interval, 1e-18)
+    for adding in (False, True):
+        kind = AdjacencyType.ADD if adding else AdjacencyType.REMOVE
+        library: Any = GaussianPrivacyLoss(noise, sampling_prob=prob, adjacency_type=kind)
+        on_grid = np.sort(-one.losses if adding else one.losses)[2:-2]
+        # The library inverts the loss, which above (below) log(1 - q) does not exist.
+        edge = math.log1p(-prob)
+        on_grid = on_grid[(on_grid < -edge if adding else on_grid > edge)]
+        np.testing.assert_allclose(
+            divergence(one, on_grid, adding=adding),
+            library.get_delta_for_epsilon(on_grid),
+            atol=1e-14,
+        )
+        between = (on_grid[1:] + on_grid[:-1]) / 2
+        ours = divergence(one, between, adding=adding)
+        assert (ours >= np.asarray(library.get_delta_for_epsilon(between)) - 1e-15).all()
 
 
-@pytest.mark.parametrize(("prob", "noise", "iterations"), [(0.01, 1.0, 1000), (0.3, 1.5, 50)])
-def test_composition_is_that_of_the_library(prob: float, noise: float, iterations: int) -> None:
-    ours = privacy_loss.step_distribution(prob, noise, 1e-3).self_compose(iterations)
-    library = privacy_loss_distribution.from_gaussian_mechanism(
-        noise, sampling_prob=prob, value_discretization_interval=1e-3
-    ).self_compose(iterations)
-    for delta in (1e-3, 1e-5, 1e-8):
-        assert ours.get_epsilon_for_delta(delta) == pytest.approx(
-            library.get_epsilon_for_delta(delta), rel=1e-6
+@pytest.mark.parametrize("prob", [1.0, 0.3])
+def test_without_sampling_losses_are_normal(prob: float) -> None:
+    pair = privacy_loss.Pair(1.0, 2.0, prob, False)
+    outputs = np.linspace(-20, 30, 101)
+    np.testing.assert_allclose(pair.outputs(pair.losses(outputs)), outputs, rtol=1e-8, atol=1e-8)
+    if prob == 1:
+        np.testing.assert_allclose(pair.losses(outputs), (outputs - 0.5) / 4)
+
+
+@pytest.mark.parametrize(("noise", "prob"), [(0.5, 0.2), (3.0, 1.0), (0.1, 1e-6)])
+def test_mirrored_losses_invert(noise: float, prob: float) -> None:
+    pair = privacy_loss.Pair(1.0, noise, prob, True)
+    losses = np.linspace(-40, 40, 201)
+    outputs = pair.outputs(losses)
+    assert (np.diff(outputs) > 0).all()
+    np.testing.assert_allclose(pair.losses(outputs), losses, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [gaussian(*one) for one in STEPS] + [gaussian(1.0, 3.0), truncated(1000, 64, 1.0, 90)],
+    ids=str,
+)
+@pytest.mark.parametrize("interval", [1e-2, 1e-4])
+def test_mass_is_neither_made_nor_lost(step: Step, interval: float) -> None:
+    one = privacy_loss.step_distribution(step, interval, 1e-14)
+    assert one.removing.sum() + one.infinite_removing == pytest.approx(1, abs=1e-15 * 4)
+    assert one.adding.sum() + one.infinite_adding == pytest.approx(1, abs=1e-15 * 4)
+    assert (one.removing >= 0).all()
+    assert 0 <= one.infinite_removing <= 1e-13
+    assert 0 <= one.infinite_adding <= 1e-13
+
+
+@pytest.mark.parametrize(
+    ("prob", "noise", "interval"), [(1e-4, 1.0, 1e-5), (0.5, 5.0, 1e-4), (1e-6, 30.0, 1e-9)]
+)
+def test_rounding_moves_far_less_loss_than_the_grid_adds(
+    prob: float, noise: float, interval: float
+) -> None:
+    one = privacy_loss.step_distribution(gaussian(prob, noise), interval, 1e-18)
+    cumulative = np.cumsum(one.removing)
+    drawn = np.searchsorted(cumulative, np.random.default_rng(0).uniform(0, 1, 12))
+    with mpmath.workdps(40):
+        q, s, d = mpmath.mpf(prob), mpmath.mpf(noise), mpmath.mpf(interval)
+
+        def output(index: int) -> Any:
+            inside = 1 + mpmath.expm1(index * d) / q
+            return s * s * mpmath.log(inside) + 0.5 if inside > 0 else -mpmath.inf
+
+        def upper(index: int) -> Any:
+            """Share of cell [index, index + 1] that goes to its upper end, and its mass."""
+            low, high = output(index), output(index + 1)
+            theirs = mpmath.ncdf(high / s) - mpmath.ncdf(low / s)
+            moved = mpmath.ncdf((high - 1) / s) - mpmath.ncdf((low - 1) / s)
+            ours = (1 - q) * theirs + q * moved
+            return (ours - mpmath.exp(index * d) * theirs) / (1 - mpmath.exp(-d)), ours
+
+        errors: list[float] = []
+        for place in drawn.clip(1, one.removing.size - 2).tolist():
+            index = one.lowest + place
+            ending, _ = upper(index - 1)
+            beginning, mass = upper(index)
+            errors.append(abs(float(ending + mass - beginning - one.removing[place])))
+    # Errors of either sign: their sum grows with the root of their number.
+    moved = max(errors) * interval * math.sqrt(one.removing.size)
+    assert moved < 0.1 * interval * interval / 12
+
+
+def test_truncation_is_the_mixture_of_the_library() -> None:
+    n, batch, noise, cap, interval = 1000, 64, 1.0, 80, 1e-2
+    library: Any = privacy_loss_distribution.from_truncated_subsampled_gaussian_mechanism(
+        n,
+        batch / n,
+        cap,
+        noise,
+        value_discretization_interval=interval,
+        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
+    )
+    one = privacy_loss.step_distribution(truncated(n, batch, noise, cap), interval, 1e-18)
+    epsilons = np.linspace(0.0, 10.0, 21)
+    for adding, theirs in ((False, library._pmf_remove), (True, library._pmf_add)):
+        np.testing.assert_allclose(
+            divergence(one, epsilons, adding=adding),
+            [theirs.get_delta_for_epsilon(float(e)) for e in epsilons],
+            rtol=1e-6,
+            atol=1e-13,
         )
 
 
-def test_the_grid_is_fine_for_usual_parameters_and_bounded_for_all() -> None:
-    finest = privacy_loss.FINEST_INTERVAL
-    for prob, noise, iterations in [(0.01, 1.0, 10**4), (0.1, 5.0, 10**4), (0.001, 0.5, 10**4)]:
-        assert privacy_loss.choose_interval(prob, noise, iterations, finest) == finest
-    for prob, noise, iterations in [(0.5, 0.05, 10**5), (0.5, 0.001, 1)]:
-        assert privacy_loss.choose_interval(prob, noise, iterations, finest) is None
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        prob, noise = 10 ** rng.uniform(-6, -0.01), 10 ** rng.uniform(-2.9, 4)
-        interval = privacy_loss.choose_interval(prob, noise, 100, finest)
-        least, largest = privacy_loss.loss_range(prob, noise)
-        if interval is not None:
-            assert (largest - least) / interval <= privacy_loss.MAX_STEP_POINTS
-
-
-@pytest.mark.slow
-def test_the_total_stays_within_its_limit() -> None:
-    rng = np.random.default_rng(1)
-    for _ in range(12):
-        prob, noise = 10 ** rng.uniform(-4, -0.1), 10 ** rng.uniform(-0.4, 2)
-        iterations = int(10 ** rng.uniform(1, 6))
-        interval = privacy_loss.choose_interval(prob, noise, iterations, 1e-3)
-        assert interval is not None
-        total: Any = privacy_loss.step_distribution(prob, noise, interval).self_compose(iterations)
-        for distribution in (total._pmf_remove, total._pmf_add):
-            assert distribution.size <= privacy_loss.MAX_TOTAL_POINTS
-
-
-def extended_precision_delta(step: Any, iterations: int, epsilon: float) -> float:
-    """Delta of a composed distribution by the same FFT in extended precision."""
-    lower, upper = common.compute_self_convolve_bounds(step._probs, iterations, 1e-15)
-    length = fft.next_fast_len(max(upper - lower + 1, step.size))
-    spectrum: Any = fft.fft(np.asarray(step._probs, np.longdouble), length)
-    probs = np.roll(np.real(np.asarray(fft.ifft(spectrum**iterations))), -lower)[
-        : upper - lower + 1
-    ]
-    losses = (np.arange(len(probs)) + step._lower_loss * iterations + lower) * step._discretization
-    above = losses > epsilon
-    infinite = 1e-15 - math.expm1(iterations * math.log1p(-step._infinity_mass))
-    return infinite + float(np.dot(-np.expm1(epsilon - losses[above]), probs[above]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("prob", "noise", "iterations"),
-    [(1e-4, 1.0, 10**6), (0.1, 100.0, 10**6), (0.01, 1.0, 1000), (1e-5, 0.7, 10**5)],
-)
-def test_the_margin_covers_the_rounding_errors_of_the_fft(
-    prob: float, noise: float, iterations: int
-) -> None:
-    interval = 1e-3
-    step: Any = privacy_loss.step_distribution(prob, noise, interval)
-    mechanism = DpSgdMechanism(noise_multiplier=noise, sampling_prob=prob, iterations=iterations)
-    for delta in (1e-5, 2e-9):
-        bound = bounds.pld_bound(mechanism, delta, interval)
-        assert math.isfinite(bound)
-        for one in (step._pmf_remove, step._pmf_add):
-            assert extended_precision_delta(one, iterations, bound) <= delta
-
-
-def test_no_distribution_where_rounding_errors_rival_delta() -> None:
-    mechanism = DpSgdMechanism(noise_multiplier=10, sampling_prob=0.01, iterations=10**6)
-    assert bounds.pld_bound(mechanism, 1e-10, 1e-4) == math.inf
-    assert bounds.pld_bound(mechanism, 1e-5, 1e-4) < math.inf
+def test_a_cap_that_is_never_reached_changes_nothing() -> None:
+    for cap in (1000, 5000):
+        capped, infinite = privacy_loss.pairs(truncated(1000, 64, 1.0, cap))
+        assert (capped, infinite) == privacy_loss.pairs(gaussian(0.064, 1.0))
+    # So rare that it is counted as a failure instead.
+    parts, infinite = privacy_loss.pairs(truncated(10**6, 100, 1.0, 260))
+    assert len(parts) == 1
+    assert 0 < infinite < 1e-24
