@@ -1,30 +1,27 @@
-"""The one database: its tables, and connections that keep their promises.
+"""The tables of sweeps and trials, and the door to the database that holds them.
 
-SQLite runs in WAL mode with full sync, so a commit that returned survives a power cut, and every
-transaction that writes takes the lock when it begins, so two processes never deadlock half-way. On
-PostgreSQL the same statements lock the rows that they decide on.
+Connections, transactions and revisions are `accounting.database`'s, whose ledger lies in the same
+database; here its errors become this room's.
 """
 
 import fcntl
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
 
-from sweeps.errors import DatabaseError
+from accounting import errors
+from accounting.database import connection as database
+from accounting.database.schema import Schema, upgrade
+from accounting.ledger.ledger import Ledger
+from accounting.ledger.transaction import LedgerTransaction
+from sweeps.errors import DatabaseError, StoreError
 from sweeps.home import Home
 
-SCHEMA_VERSION = 1
-_BUSY_TIMEOUT_SECS = 30
-_SCHEMA_LOCK = 0x6470_7377  # any numbers that are ours alone
-_DELIVERY_LOCK = 0x6470_7378
-READ_ONLY = {"dp_sweeps_read_only": True}
+_DELIVERY_LOCK = 0x6470_7378  # any number that is ours alone
 
 metadata = sa.MetaData()
-
-schema_version = sa.Table("schema_version", metadata, sa.Column("version", sa.Integer))
 
 sweeps = sa.Table(
     "sweeps",
@@ -108,56 +105,101 @@ outbox = sa.Table(
 )
 
 
+SCHEMA = Schema(
+    name="sweeps",
+    migrations="sweeps.database.migrations",
+    version_table="sweeps_schema",
+    metadata=metadata,
+)
+
+
 def open_database(home: Home) -> sa.Engine:
-    """Connects, and creates the tables on first use.
+    """Connects, and brings the tables to what this version expects: on first use it makes them.
 
     Args:
         home: Says which database; a SQLite file's folder is created.
 
     Raises:
-        DatabaseError: If it cannot be reached, or was made by another version.
+        DatabaseError: If it cannot be reached, or was made by a newer version.
         HomeError: If the folder of a SQLite file cannot be made.
     """
-    where = f"database {home.database_url.render_as_string(hide_password=True)}"
-    try:
-        engine = _connect(home)
+    if home.uses_sqlite:
+        home.create()
+    with _translated():
+        engine = database.connect(home.database_url)
         try:
-            found = _create_tables(engine)
+            upgrade(engine, SCHEMA)
         except BaseException:
             engine.dispose()
             raise
-    except exc.DBAPIError as error:
-        raise DatabaseError(f"{where}: {error.orig}") from error
-    if found != SCHEMA_VERSION:
+    return engine
+
+
+def open_ledger(home: Home, *, check: bool = True) -> Ledger:
+    """The ledger in a home's database, whose end the home remembers.
+
+    Args:
+        home: Says which database.
+        check: As `Ledger` takes it: False opens a damaged one, to look at.
+
+    Raises:
+        DatabaseError: As `open_database`.
+        accounting.LedgerTampered: The ledger is not what was written.
+    """
+    engine = open_database(home)
+    try:
+        with _translated():
+            return Ledger(engine, witness=home.ledger_witness, check=check)
+    except BaseException:
         engine.dispose()
-        raise DatabaseError(
-            f"{where}: has schema {found}; this version of dp-sweeps reads schema {SCHEMA_VERSION}"
+        raise
+
+
+def existing_ledger(home: Home, *, check: bool = True) -> Ledger:
+    """The ledger of a home that has one: looking at nothing must not create anything.
+
+    Args:
+        home: Says which database.
+        check: As `open_ledger`.
+
+    Raises:
+        StoreError: If there is no ledger yet.
+    """
+    if home.uses_sqlite and not Path(home.database_url.database or "").exists():
+        raise StoreError(
+            f"no ledger at {home.path} yet; `dp-sweeps run SPEC` or `dp-sweeps budget create` "
+            "starts one"
         )
-    return engine
+    return open_ledger(home, check=check)
 
 
-def _create_tables(engine: sa.Engine) -> int:
-    """Creates the tables where there are none, and gives the schema's version."""
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":  # two first users create one schema
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-        if sa.inspect(connection).has_table(schema_version.name):
-            found = connection.scalar(sa.select(schema_version.c.version))
-            if found is not None:
-                return found
-        metadata.create_all(connection)
-        connection.execute(schema_version.insert().values(version=SCHEMA_VERSION))
-        return SCHEMA_VERSION
+@contextmanager
+def budgeting(ledger: Ledger) -> Generator[LedgerTransaction]:
+    """As `Ledger.transaction`, with this room's `DatabaseError`."""
+    with _translated(), ledger.transaction() as transaction:
+        yield transaction
 
 
-def _connect(home: Home) -> sa.Engine:
-    if not home.uses_sqlite:
-        return sa.create_engine(home.database_url, pool_pre_ping=True)
-    home.create()
-    engine = sa.create_engine(home.database_url, connect_args={"timeout": _BUSY_TIMEOUT_SECS})
-    event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", _begin)
-    return engine
+@contextmanager
+def writing(engine: sa.Engine) -> Generator[sa.Connection]:
+    """As `accounting.database.connection.writing`, with this room's `DatabaseError`."""
+    with _translated(), database.writing(engine) as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Generator[sa.Connection]:
+    """As `accounting.database.connection.reading`, with this room's `DatabaseError`."""
+    with _translated(), database.reading(engine) as connection:
+        yield connection
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except errors.DatabaseError as error:
+        raise DatabaseError(str(error)) from error
 
 
 @contextmanager
@@ -168,7 +210,8 @@ def try_delivery_lock(engine: sa.Engine) -> Generator[bool]:
     with the process, however it dies.
     """
     if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
+        # Beside the transactions of rows: it reads and writes none, and they run while it lasts.
+        with _translated(), database.translated(engine), engine.begin() as connection:
             held = connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_DELIVERY_LOCK)))
             yield bool(held)
         return
@@ -179,16 +222,3 @@ def try_delivery_lock(engine: sa.Engine) -> Generator[bool]:
         except BlockingIOError:
             held = False
         yield held
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's BEGIN below, not the driver's
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(connection: sa.Connection) -> None:
-    reads = READ_ONLY.keys() <= connection.get_execution_options().keys()
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -1,0 +1,1 @@
+"""How the sweeps' tables came to be what they are: one module per revision, never edited later."""
