@@ -1,0 +1,473 @@
+"""Everything that changes the ledger, within one transaction that holds the ledger's lock.
+
+    with ledger.transaction() as transaction:
+        transaction.reserve("budget", [Request(...)])     # decided, journaled, not yet durable
+        transaction.connection.execute(...)               # rows of other rooms, in the same commit
+
+A refusal is an answer here, not an error, because it has to be committed with the rest.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from accounting import _validate
+from accounting.account import (
+    LIST_POLICIES,
+    WHOLE,
+    Account,
+    BudgetState,
+    BudgetTerms,
+    Tally,
+    Verdict,
+)
+from accounting.errors import BudgetExceeded, InvalidPrivacyParameter, LedgerError
+from accounting.ledger.journal import Head, Writer, canonical_json
+from accounting.ledger.records import (
+    Budget,
+    Request,
+    Reservation,
+    budget_of,
+    reservation_of,
+    spending_from_json,
+    spending_to_json,
+    terms_of,
+)
+from accounting.ledger.tables import budgets, reservations, shares, tallies
+from accounting.mechanism import Mechanism, step_from_key, step_key
+from accounting.selection import Selection
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+# Built once: building a statement takes as long as running it.
+_BUDGET = sa.select(
+    budgets,
+    sa.exists().where(shares.c.budget == budgets.c.name).label("divided"),
+).where(budgets.c.name == sa.bindparam("name"))
+_SHARES = sa.select(shares.c.team, shares.c.millionths).where(
+    shares.c.budget == sa.bindparam("name")
+)
+_TALLIES = sa.select(
+    tallies.c.team, tallies.c.step_key, tallies.c.committed, tallies.c.charged
+).where(tallies.c.budget == sa.bindparam("name"))
+_SELECTIONS = (
+    sa.select(reservations.c.team, reservations.c.request, reservations.c.charged)
+    .where(
+        reservations.c.budget == sa.bindparam("name"),
+        reservations.c.state.in_(("open", "closed")),
+    )
+    .order_by(reservations.c.request_id)
+)
+_RESERVATION = sa.select(reservations).where(
+    reservations.c.request_id == sa.bindparam("request_id")
+)
+_NEW_RESERVATION = reservations.insert()
+_CHANGED_RESERVATION = (
+    reservations.update()
+    .where(reservations.c.request_id == sa.bindparam("id"))
+    .values(state=sa.bindparam("to_state"), charged=sa.bindparam("to_charged"))
+)
+_COUNTED = (
+    tallies.update()
+    .where(
+        tallies.c.budget == sa.bindparam("name"),
+        tallies.c.team == sa.bindparam("payer"),
+        tallies.c.step_key == sa.bindparam("key"),
+    )
+    .values(
+        committed=tallies.c.committed + sa.bindparam("more_committed"),
+        charged=tallies.c.charged + sa.bindparam("more_charged"),
+    )
+)
+_NEW_TALLY = tallies.insert()
+_IDS_AT_A_TIME = 500  # SQLite takes so many values in one statement
+
+
+def budget_row(connection: sa.Connection, name: str) -> sa.Row[Any]:
+    """Returns a budget's row, with `divided`: whether teams have shares.
+
+    Raises:
+        InvalidPrivacyParameter: It cannot be the name of a budget.
+        LedgerError: There is no such budget.
+    """
+    name = _validate.name("budget", name)
+    row = connection.execute(_BUDGET, {"name": name}).one_or_none()
+    if row is None:
+        raise LedgerError(f"budget {name!r}: not in the ledger; see `dp-sweeps budget list`")
+    return row
+
+
+def read_shares(connection: sa.Connection, name: str) -> dict[str, int]:
+    """Returns the millionths of a budget by team."""
+    return {row.team: row.millionths for row in connection.execute(_SHARES, {"name": name})}
+
+
+def load_account(connection: sa.Connection, name: str) -> Account:
+    """Returns a budget with all that is taken from it.
+
+    Raises:
+        LedgerError: There is no such budget.
+    """
+    return _account_of(connection, budget_row(connection, name))
+
+
+def _account_of(connection: sa.Connection, row: sa.Row[Any]) -> Account:
+    name = row.name
+    divided = read_shares(connection, name) if row.divided else {}
+    account = Account(terms_of(row), state=row.state, shares=divided)
+    for team, key, committed, charged in connection.execute(_TALLIES, {"name": name}):
+        tally = account.tallies.setdefault(team, Tally())
+        step = step_from_key(key)
+        tally.committed[step] = committed
+        tally.charged[step] = charged
+        tally.begun |= charged > 0
+    if account.terms.policy == "private_selection":
+        for team, request, charged in connection.execute(_SELECTIONS, {"name": name}):
+            tally = account.tallies.setdefault(team, Tally())
+            selection = spending_from_json(json.loads(request))
+            assert isinstance(selection, Selection)
+            tally.selections.append(selection)
+            tally.begun |= charged > 0
+    return account
+
+
+def find_reservation(connection: sa.Connection, request_id: str) -> Reservation | None:
+    """Returns a reservation, or None where there is none of that name."""
+    row = connection.execute(_RESERVATION, {"request_id": request_id}).one_or_none()
+    return None if row is None else reservation_of(row)
+
+
+# -- changing ---------------------------------------------------------------------------------
+
+
+class LedgerTransaction:
+    """One transaction. Made by `Ledger.transaction`; not to be used after its block.
+
+    Attributes:
+        connection: For rows of other rooms that must be written in the same commit.
+    """
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.connection = connection
+        self.journal = Writer(connection)
+        # What is decided in this transaction and written at its end, or before it is read.
+        self._accounts: dict[str, tuple[sa.Row[Any], Account]] = {}
+        self._new: dict[str, Reservation] = {}
+        self._counts: dict[tuple[str, str, str], list[int]] = {}
+
+    def flush(self) -> Head | None:
+        """Writes everything; returns the journal's new end, None where nothing changed."""
+        if self._new:
+            rows = [_row_of(reservation) for reservation in self._new.values()]
+            self.connection.execute(_NEW_RESERVATION, rows[0] if len(rows) == 1 else rows)
+            self._new = {}
+        for (name, team, key), (committed, charged) in self._counts.items():
+            self._write_count(name, team, key, committed, charged)
+        self._counts = {}
+        return self.journal.flush()
+
+    def _account(self, name: str) -> tuple[sa.Row[Any], Account]:
+        if name not in self._accounts:
+            self.flush()  # What is pending counts, too.
+            row = budget_row(self.connection, name)
+            self._accounts[name] = row, _account_of(self.connection, row)
+        return self._accounts[name]
+
+    def create_budget(
+        self,
+        name: str,
+        *,
+        dataset: str,
+        dataset_fingerprint: str,
+        terms: BudgetTerms,
+        one_off: bool = False,
+        by: str = "",
+    ) -> Budget:
+        """See `Ledger.create_budget`."""
+        if not isinstance(one_off, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidPrivacyParameter("one_off", one_off, "True or False")
+        row = {
+            "name": _validate.name("name", name),
+            "dataset": _validate.text("dataset", dataset),
+            "dataset_fingerprint": _validate.text("dataset_fingerprint", dataset_fingerprint),
+            **dataclasses.asdict(terms),
+            "one_off": one_off,
+        }
+        found = self.connection.execute(
+            sa.select(budgets).where(budgets.c.name == name)
+        ).one_or_none()
+        if found is not None:
+            if any(getattr(found, field) != value for field, value in row.items()):
+                raise LedgerError(f"budget {name!r}: exists already, with other terms")
+            return budget_of(found, read_shares(self.connection, name))
+        now = time.time()
+        self.journal.append(
+            "budget_created", name, {**row, "created_at": now, "by": _validate.text("by", by)}
+        )
+        self.connection.execute(budgets.insert().values(**row, state="active", created_at=now))
+        return budget_of(budget_row(self.connection, name), {})
+
+    def grant(self, name: str, team: str, share: float, *, by: str = "") -> Budget:
+        """See `Ledger.grant`."""
+        _validate.name("team", team)
+        millionths = round(_validate.share("share", share) * WHOLE)
+        _, account = self._account(name)
+        account.check_share(team, millionths)
+        if account.shares.get(team) != millionths:
+            facts = {"team": team, "millionths": millionths, "by": _validate.text("by", by)}
+            self.journal.append("share_granted", name, facts)
+            key = (shares.c.budget == name) & (shares.c.team == team)
+            self.connection.execute(shares.delete().where(key))
+            self.connection.execute(
+                shares.insert().values(budget=name, team=team, millionths=millionths)
+            )
+        return self._budget(name)
+
+    def set_state(
+        self, name: str, state: BudgetState, *, by: str = "", reason: str = ""
+    ) -> Budget:
+        """See `Ledger.freeze`, `Ledger.thaw` and `Ledger.retire`."""
+        row = budget_row(self.connection, name)
+        facts = {"by": _validate.text("by", by), "reason": _validate.text("reason", reason)}
+        if row.state == state:
+            return self._budget(name)
+        if row.state == "retired":
+            raise LedgerError(f"budget {name!r}: is retired, which is for good")
+        kind = {"active": "thawed", "frozen": "frozen", "retired": "retired"}[state]
+        self.journal.append(kind, name, facts)
+        if state == "retired":
+            still_open = sa.select(reservations.c.request_id).where(
+                reservations.c.budget == name, reservations.c.state == "open"
+            )
+            for request_id in self.connection.scalars(still_open).all():
+                self.settle(request_id)
+        self.connection.execute(budgets.update().where(budgets.c.name == name).values(state=state))
+        return self._budget(name)
+
+    def _budget(self, name: str) -> Budget:
+        self._accounts.pop(name, None)
+        return budget_of(budget_row(self.connection, name), read_shares(self.connection, name))
+
+    def reserve(
+        self,
+        name: str,
+        requests: Sequence[Request],
+        *,
+        team: str = "",
+        dataset_fingerprint: str | None = None,
+    ) -> list[Reservation]:
+        """See `Ledger.reserve_together`; refusals are among the answers."""
+        check_call(name, requests, team, dataset_fingerprint)
+        known = self._known(name, requests, team)
+        new = [request for request in requests if request.request_id not in known]
+        if new:
+            row, account = self._account(name)
+            _check_requests(account.terms, row, new, dataset_fingerprint)
+            verdicts = account.decide([request.mechanism for request in new], team)
+            for request, verdict in zip(new, verdicts, strict=True):
+                reservation = self._record(name, team, request, verdict)
+                known[request.request_id] = self._new[request.request_id] = reservation
+                if verdict.admitted:
+                    account.commit(request.mechanism, team)
+        return [known[request.request_id] for request in requests]
+
+    def _known(self, name: str, requests: Sequence[Request], team: str) -> dict[str, Reservation]:
+        """Requests that were answered before, each checked to be the same."""
+        asked = [request.request_id for request in requests]
+        if len(set(asked)) < len(asked):
+            raise LedgerError("two requests made together have the same request_id")
+        known = {name: self._new[name] for name in asked if name in self._new}
+        ids = [name for name in asked if name not in known]
+        if len(ids) == 1:
+            found = find_reservation(self.connection, ids[0])
+            known.update({} if found is None else {ids[0]: found})
+        else:
+            for start in range(0, len(ids), _IDS_AT_A_TIME):
+                some = reservations.c.request_id.in_(ids[start : start + _IDS_AT_A_TIME])
+                for row in self.connection.execute(sa.select(reservations).where(some)):
+                    known[row.request_id] = reservation_of(row)
+        for request in requests:
+            before = known.get(request.request_id)
+            if before is not None and (before.budget, before.team, before.mechanism) != (
+                name,
+                team,
+                request.mechanism,
+            ):
+                raise LedgerError(
+                    f"request {request.request_id!r}: was made before and was another one"
+                )
+        return known
+
+    def _record(self, name: str, team: str, request: Request, verdict: Verdict) -> Reservation:
+        reservation = Reservation(
+            request_id=request.request_id,
+            budget=name,
+            team=team,
+            mechanism=request.mechanism,
+            state="open" if verdict.admitted else "refused",
+            reserved=request.size if verdict.admitted else 0,
+            charged=0,
+            verdict=verdict,
+        )
+        facts = {
+            "request_id": request.request_id,
+            "team": team,
+            "request": spending_to_json(request.mechanism),
+            "verdict": verdict.to_json(),
+        }
+        self.journal.append("reserved" if verdict.admitted else "refused", name, facts)
+        if verdict.admitted and isinstance(request.mechanism, Mechanism):
+            key = step_key(request.mechanism.step)
+            self._count(name, team, key, request.mechanism.repetitions, 0)
+        return reservation
+
+    def charge(self, request_id: str, iterations: int) -> Reservation | BudgetExceeded:
+        """See `Ledger.charge`; a refusal is the answer."""
+        iterations = _validate.steps("iterations", iterations)
+        before = self._reservation(request_id)
+        if before.state == "refused":
+            raise LedgerError(f"request {request_id!r}: was refused, so nothing may run")
+        if iterations <= before.charged:
+            return before
+        if before.state != "open":
+            raise LedgerError(f"request {request_id!r}: is settled; nothing more may run")
+        row, account = self._account(before.budget)
+        state = row.state
+        if state != "active" or iterations > before.reserved:
+            reason = (
+                f"the budget is {state}"
+                if state != "active"
+                else f"{iterations} iterations are more than the {before.reserved} reserved"
+            )
+            refusal = BudgetExceeded(
+                f"request {request_id!r}: {reason}",
+                requested=iterations - before.charged,
+                spent=before.charged,
+                reserved=before.reserved - before.charged,
+                limit=before.reserved,
+                unit="iterations",
+            )
+            facts = {"request_id": request_id, "iterations": iterations, "reason": reason}
+            self.journal.append("charge_refused", before.budget, facts)
+            return refusal
+        facts = {"request_id": request_id, "iterations": iterations}
+        self.journal.append("charged", before.budget, facts)
+        self._change(request_id, before.state, iterations)
+        tally = account.tallies.setdefault(before.team, Tally())
+        tally.begun = True
+        if isinstance(before.mechanism, Mechanism):
+            gained = repetitions_after(before.mechanism, iterations) - repetitions_after(
+                before.mechanism, before.charged
+            )
+            key = step_key(before.mechanism.step)
+            self._count(before.budget, before.team, key, 0, gained)
+            tally.charged[before.mechanism.step] += gained
+        return dataclasses.replace(before, charged=iterations)
+
+    def settle(self, request_id: str) -> Reservation:
+        """See `Ledger.settle`."""
+        before = self._reservation(request_id)
+        if before.state != "open":
+            return before
+        _, account = self._account(before.budget)
+        listed = account.terms.policy in LIST_POLICIES
+        # A list that was begun is closed: what of it never ran still counts.
+        keeps = listed and account.tally(before.team).begun
+        released = before.charged == 0 and not keeps
+        state = "released" if released else "closed"
+        facts = {"request_id": request_id, "charged": before.charged, "state": state}
+        self.journal.append("settled", before.budget, facts)
+        self._change(request_id, state, before.charged)
+        if isinstance(before.mechanism, Mechanism) and not keeps:
+            unused = before.mechanism.repetitions - repetitions_after(
+                before.mechanism, before.charged
+            )
+            key = step_key(before.mechanism.step)
+            self._count(before.budget, before.team, key, -unused, 0)
+        self._accounts.pop(before.budget)
+        return dataclasses.replace(before, state=state)
+
+    def _reservation(self, request_id: str) -> Reservation:
+        self.flush()
+        found = find_reservation(self.connection, _validate.name("request_id", request_id))
+        if found is None:
+            raise LedgerError(f"request {request_id!r}: not in the ledger")
+        return found
+
+    def _change(self, request_id: str, state: str, charged: int) -> None:
+        values = {"id": request_id, "to_state": state, "to_charged": charged}
+        self.connection.execute(_CHANGED_RESERVATION, values)
+
+    def _count(self, name: str, team: str, key: str, committed: int, charged: int) -> None:
+        counts = self._counts.setdefault((name, team, key), [0, 0])
+        counts[0] += committed
+        counts[1] += charged
+
+    def _write_count(self, name: str, team: str, key: str, committed: int, charged: int) -> None:
+        changes = {
+            "name": name,
+            "payer": team,
+            "key": key,
+            "more_committed": committed,
+            "more_charged": charged,
+        }
+        if self.connection.execute(_COUNTED, changes).rowcount == 0:
+            first = {"committed": committed, "charged": charged}
+            self.connection.execute(
+                _NEW_TALLY, {"budget": name, "team": team, "step_key": key, **first}
+            )
+
+
+def _row_of(reservation: Reservation) -> dict[str, Any]:
+    return {
+        "request_id": reservation.request_id,
+        "budget": reservation.budget,
+        "team": reservation.team,
+        "state": reservation.state,
+        "request": canonical_json(spending_to_json(reservation.mechanism)),
+        "verdict": canonical_json(reservation.verdict.to_json()),
+        "reserved": reservation.reserved,
+        "charged": reservation.charged,
+    }
+
+
+def check_call(name: object, requests: object, team: object, fingerprint: object) -> None:
+    """Checks the arguments of `LedgerTransaction.reserve`.
+
+    Raises:
+        InvalidPrivacyParameter: One is of the wrong type or cannot be a name.
+    """
+    _validate.name("budget", name)
+    if not isinstance(team, str) or team:
+        _validate.name("team", team)
+    if fingerprint is not None:
+        _validate.text("dataset_fingerprint", fingerprint)
+    listed: list[object] = [*requests] if isinstance(requests, (list, tuple)) else [requests]
+    for request in listed:
+        if not isinstance(request, Request):
+            raise InvalidPrivacyParameter("requests", request, "a list of Request")
+
+
+def _check_requests(
+    terms: BudgetTerms,
+    row: sa.Row[Any],
+    requests: Sequence[Request],
+    dataset_fingerprint: str | None,
+) -> None:
+    for request in requests:
+        terms.check_suits(request.mechanism)
+    own = row.dataset_fingerprint
+    if dataset_fingerprint is not None and own != dataset_fingerprint:
+        raise InvalidPrivacyParameter(
+            "dataset_fingerprint", dataset_fingerprint, f"{own!r}, as of the budget"
+        )
+
+
+def repetitions_after(mechanism: Mechanism, iterations: int) -> int:
+    """Returns how often the step was composed after so many iterations, 0 included."""
+    return mechanism.after(iterations).repetitions if iterations else 0
