@@ -7,5 +7,14 @@ from cluster.environment import worker_environment
 from cluster.errors import ClusterError
 from cluster.resources import WorkerResources
 from cluster.session import ClusterSession, connect
+from cluster.shared import Shared, share
 
-__all__ = ["ClusterError", "ClusterSession", "WorkerResources", "connect", "worker_environment"]
+__all__ = [
+    "ClusterError",
+    "ClusterSession",
+    "Shared",
+    "WorkerResources",
+    "connect",
+    "share",
+    "worker_environment",
+]

@@ -2,6 +2,7 @@
 
     SweepError          exit code 1: anything this room refuses on purpose
     ├── SpecError       exit code 2: a sweep's specification is not allowed; lists every problem
+    ├── CommandError    exit code 2: the command line asks for what is not allowed
     ├── HomeError       the folder for state cannot be made
     ├── DatabaseError   the database cannot be reached, or belongs to another version
     ├── StoreError      a row is absent, or does not allow what was asked
@@ -24,6 +25,12 @@ class SweepError(Exception):
     """Base of every error that the sweeps room raises on purpose."""
 
     exit_code: ClassVar[int] = 1
+
+
+class CommandError(SweepError):
+    """The command line asks for something that is not allowed, or that is not there."""
+
+    exit_code: ClassVar[int] = 2
 
 
 class HomeError(SweepError):

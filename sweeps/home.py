@@ -6,6 +6,7 @@ server. Workers read the same environment, so a password in a URL never travels 
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,18 @@ class Home:
             ),
             mlflow_uri=env.get(MLFLOW_VARIABLE) or f"sqlite:///{path / 'mlflow.db'}",
         )
+
+    @property
+    def ledger_witness(self) -> Path | None:
+        """Where this machine remembers the end of a ledger that others keep; see `Ledger`.
+
+        None for the file of a SQLite database: its ledger keeps one beside it.
+        """
+        if self.uses_sqlite:
+            return None
+        where = self.database_url.set(password=None, query={}).render_as_string()
+        digest = hashlib.sha256(where.encode()).hexdigest()[:16]
+        return self.path / f"ledger-witness-{digest}"
 
     @property
     def data_dir(self) -> Path:

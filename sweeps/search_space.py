@@ -27,6 +27,9 @@ GRID_ORDER = (
     "learning_rate",
 )
 
+# What a trial's privacy depends on.
+_COSTLY = ("noise_multiplier", "iterations", "expected_batch_size")
+
 # Which of the independent random streams a field draws from. These numbers are part of what a
 # seed means: a new field gets a new number, and no number changes.
 _STREAMS = {
@@ -94,6 +97,34 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
             }
             settings.append(_hyperparameters(values))
     return settings
+
+
+def candidates(spec: SweepSpec) -> list[Hyperparameters]:
+    """Lists settings that cost, between them, at least what any draw of the spec can cost.
+
+    A selection among trials that are drawn independently costs what its dearest candidate costs.
+    So listed values of batch size, iterations and noise are combined, of a range the dearest end
+    is taken (the largest batch, the most iterations, the least noise), and what costs no privacy
+    has one value.
+
+    Args:
+        spec: A specification under private_selection.
+    """
+
+    def values(name: str, domain: Domain) -> tuple[Value, ...]:
+        if name not in _COSTLY:
+            return domain.values[:1]
+        if not domain.is_range:
+            return domain.values
+        low, high = domain.bounds()
+        return (low if name == "noise_multiplier" else high,)
+
+    domains = dict(spec.search_space.domains())
+    axes = [values(name, domains[name]) for name in GRID_ORDER]
+    return [
+        _hyperparameters(dict(zip(GRID_ORDER, point, strict=True)))
+        for point in itertools.product(*axes)
+    ]
 
 
 def draw(domain: Domain, rng: np.random.Generator) -> Value:

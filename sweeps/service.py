@@ -12,11 +12,26 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster import ClusterSession, WorkerResources, connect, worker_environment
-from sweeps.admission import Plan, Proposal, describe_dataset, propose
+import accounting
+from cluster import (
+    ClusterError,
+    ClusterSession,
+    WorkerResources,
+    connect,
+    worker_environment,
+)
+from sweeps.admission import (
+    Plan,
+    Proposal,
+    check_budget,
+    decide,
+    describe_dataset,
+    terms_of,
+)
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import NewSweep, NewTrial, Store
-from sweeps.errors import SpecError, StoreError, SweepError
+from sweeps.database.tables import existing_ledger
+from sweeps.errors import Problem, SpecError, StoreError, SweepError
 from sweeps.home import HOME_VARIABLE, Home
 from sweeps.report.documents import results_json
 from sweeps.report.figure_html import write_html
@@ -25,12 +40,17 @@ from sweeps.report.results import SweepResults, read_results
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import load_yaml
+from trainer.datasets import DatasetInfo
 
 OnDecision = Callable[[Proposal], None]
 
 
 def make_plan(
-    spec_path: Path, home: Home, on_spec: Callable[[SweepSpec], OnDecision | None] | None = None
+    spec_path: Path,
+    home: Home,
+    on_spec: Callable[[SweepSpec], OnDecision | None] | None = None,
+    *,
+    change: Callable[[SweepSpec], SweepSpec] | None = None,
 ) -> Plan:
     """Reads a specification and decides on everything in it.
 
@@ -39,23 +59,100 @@ def make_plan(
         home: Where built-in data sets are kept.
         on_spec: Called once the specification is read; what it returns is called with every
             decision, to show progress.
+        change: Applied to the specification before anything is decided: `runnable`, `paid_by` or
+            `by_itself`.
 
     Raises:
         SpecError: If the specification is not allowed; every problem names its place.
     """
     document = load_yaml(spec_path)
     spec = validate_spec(document)
-    on_decision = on_spec(spec) if on_spec is not None else None
     try:
+        spec = spec if change is None else change(spec)
+        on_decision = on_spec(spec) if on_spec is not None else None
         dataset = describe_dataset(spec, home.data_dir)
-        proposals = propose(spec, dataset, on_decision)
+        account = _account(spec, dataset, home)
+        return decide(spec, dataset, account, on_decision)
     except SpecError as error:
         raise document.placed(error) from error
-    return Plan(spec=spec, dataset=dataset, proposals=proposals)
+
+
+def read_spec(spec_path: Path, home: Home) -> tuple[SweepSpec, DatasetInfo]:
+    """Reads a specification and finds its data set, and decides nothing.
+
+    Raises:
+        SpecError: If the specification is not allowed; every problem names its place.
+    """
+    document = load_yaml(spec_path)
+    spec = validate_spec(document)
+    try:
+        return spec, describe_dataset(spec, home.data_dir)
+    except SpecError as error:
+        raise document.placed(error) from error
+
+
+def runnable(spec: SweepSpec) -> SweepSpec:
+    """Returns a specification that can be run.
+
+    Raises:
+        SpecError: This version can only reckon what it would cost.
+    """
+    if spec.privacy.policy == "private_selection":
+        message = (
+            "private_selection cannot be run by this version: whoever watches a sweep sees trials "
+            "that must stay secret. `dp-sweeps check` tells what it would cost; allowed to run: "
+            "declared, which pays for showing every trial"
+        )
+        raise SpecError([Problem(message=message, key_path="privacy.policy")])
+    return spec
+
+
+def paid_by(budget: str, team: str | None) -> Callable[[SweepSpec], SweepSpec]:
+    """Gives a change of specifications: as if they named this budget, and this team if any."""
+
+    def change(spec: SweepSpec) -> SweepSpec:
+        named: dict[str, str] = {"budget": budget}
+        if team is not None:
+            named["team"] = team
+        privacy = spec.privacy.model_copy(update=named)
+        return spec.model_copy(update={"privacy": privacy})
+
+    return change
+
+
+def by_itself(spec: SweepSpec) -> SweepSpec:
+    """A specification as if it named no budget."""
+    privacy = spec.privacy.model_copy(update={"budget": None, "team": None})
+    return spec.model_copy(update={"privacy": privacy})
+
+
+def _account(spec: SweepSpec, dataset: DatasetInfo, home: Home) -> accounting.Account:
+    """What is taken so far from the budget that a specification draws on.
+
+    Raises:
+        SpecError: If it names a budget that is not there, or that says something else.
+    """
+    name = spec.privacy.budget
+    if name is None:
+        try:
+            return accounting.Account(terms_of(spec))
+        except accounting.InvalidPrivacyParameter as error:
+            problem = Problem(message=str(error), key_path="privacy.target_epsilon")
+            raise SpecError([problem]) from error
+    try:
+        ledger = existing_ledger(home)
+        check_budget(spec, dataset, ledger.budget(name))
+        return ledger.account(name)
+    except (StoreError, accounting.LedgerError) as error:
+        raise SpecError([Problem(message=str(error), key_path="privacy.budget")]) from error
 
 
 def record(plan: Plan, store: Store) -> str:
-    """Puts a plan into the database and returns the new sweep's id."""
+    """Puts a plan into the database and returns the new sweep's id.
+
+    The budget decides again, for good: what it allowed when the plan was made may have been
+    taken by somebody else since.
+    """
     now = datetime.datetime.now(datetime.UTC)
     sweep_id = f"{plan.spec.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     store.create_sweep(
@@ -66,6 +163,9 @@ def record(plan: Plan, store: Store) -> str:
             spec_hash=plan.spec.spec_hash(),
             dataset=f"{plan.dataset.name}:{plan.dataset.version}",
             dataset_fingerprint=plan.dataset.fingerprint,
+            terms=terms_of(plan.spec),
+            budget=plan.spec.privacy.budget,
+            team=plan.spec.privacy.team or "",
         ),
         [_new_trial(sweep_id, proposal) for proposal in plan.proposals],
     )
@@ -77,10 +177,10 @@ def _new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:
     return NewTrial(
         trial_id=f"{sweep_id}-{proposal.number:04d}",
         number=proposal.number,
-        state=TrialState.ADMITTED if decision.admitted else TrialState.REJECTED,
+        mechanism=proposal.mechanism if proposal.asks_budget else None,
         reason="" if decision.admitted else decision.reason,
         config=proposal.shown,
-        trial_config=proposal.config if decision.admitted else None,
+        trial_config=proposal.config,
         planned_iterations=int(proposal.shown["iterations"]),
         planned_epsilon=decision.epsilon,
     )
@@ -91,22 +191,25 @@ def cluster_for(plan: Plan, home: Home, address: str) -> Generator[ClusterSessio
     """The Ray that a plan's trials run on.
 
     Raises:
-        ClusterError: If Ray cannot be reached or is too small for a trial.
-        SweepError: If workers of other machines could not reach the database.
+        SweepError: If Ray cannot be reached or is too small for a trial, or workers of other
+            machines could not reach the database.
     """
     resources = worker_resources(plan.spec)
     # Secrets stay out: whoever may use the cluster can read these.
     env_vars = worker_environment(resources, home.compilation_cache_dir)
     env_vars[HOME_VARIABLE] = str(home.path)
-    with connect(address, env_vars=env_vars) as session:
-        resources.check_fits(session.nodes)
-        if len(session.nodes) > 1 and home.uses_sqlite:
-            raise SweepError(
-                f"the cluster at {address} has {len(session.nodes)} nodes and the ledger is a "
-                "SQLite file of this machine, which the others cannot reach; set "
-                "DP_SWEEPS_DATABASE_URL to a PostgreSQL URL, here and on every node"
-            )
-        yield session
+    try:
+        with connect(address, env_vars=env_vars) as session:
+            resources.check_fits(session.nodes)
+            if len(session.nodes) > 1 and home.uses_sqlite:
+                raise SweepError(
+                    f"the cluster at {address} has {len(session.nodes)} nodes and the ledger is a "
+                    "SQLite file of this machine, which the others cannot reach; set "
+                    "DP_SWEEPS_DATABASE_URL to a PostgreSQL URL, here and on every node"
+                )
+            yield session
+    except ClusterError as error:
+        raise SweepError(str(error)) from error
 
 
 def worker_resources(spec: SweepSpec) -> WorkerResources:
@@ -128,6 +231,8 @@ def execute(plan: Plan, sweep_id: str, store: Store, home: Home) -> SweepState:
     """
     admitted = [row for row in store.trials(sweep_id) if row.state == TrialState.ADMITTED]
     state = SweepState.COMPLETED
+    if not admitted:  # somebody else took what was left of the budget since the plan was made
+        return state
     try:
         from sweeps.tune import run_trials  # Ray Tune takes seconds to import
 

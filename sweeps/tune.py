@@ -23,8 +23,7 @@ from ray.tune.result import DONE
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from sweeps.database.states import TrialState
-from sweeps.database.store import Attempt, Store
-from sweeps.database.tables import open_database
+from sweeps.database.store import Attempt, Store, open_store
 from sweeps.errors import FencedError
 from sweeps.home import Home
 from sweeps.spec.sweep_spec import AsyncHyperBandSpec, SweepSpec
@@ -98,7 +97,7 @@ class _Worker(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         self._home = Home.from_environment()
-        self._store = Store(open_database(self._home))
+        self._store = open_store(self._home)
         self._assign(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -10,23 +10,30 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import sqlalchemy as sa
 
+from accounting import BudgetExceeded, BudgetTerms, Ledger, Mechanism
+from accounting.ledger.records import Request
+from accounting.ledger.transaction import LedgerTransaction
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.tables import (
-    READ_ONLY,
     attempts,
+    budgeting,
+    open_ledger,
     outbox,
+    reading,
     reports,
     sweeps,
     trials,
     try_delivery_lock,
+    writing,
 )
 from sweeps.errors import FencedError, OverspentError, StoreError
+from sweeps.home import Home
 from trainer.config import TrialConfig
 
 
@@ -37,17 +44,19 @@ class NewTrial:
     Attributes:
         trial_id: Unique.
         number: Place in the sweep, from 0.
-        state: ADMITTED or REJECTED.
-        reason: Why it was rejected, else empty.
+        mechanism: What the budget is asked to pay for; None where the trial is rejected without
+            asking.
+        reason: Why it is rejected without asking, else empty.
         config: The hyperparameters, to show.
-        trial_config: What the trainer gets; None where there is nothing that could run.
+        trial_config: What the trainer gets if it is admitted; None where there is nothing that
+            could run.
         planned_iterations: Iterations that the decision covers.
         planned_epsilon: Epsilon of all of them; infinite where no bound is known.
     """
 
     trial_id: str
     number: int
-    state: TrialState
+    mechanism: Mechanism | None
     reason: str
     config: Mapping[str, Any]
     trial_config: TrialConfig | None
@@ -57,7 +66,13 @@ class NewTrial:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NewSweep:
-    """A sweep as submitted; fields as the columns of the table ``sweeps``."""
+    """A sweep as submitted; fields as the columns of the table ``sweeps``, and who pays.
+
+    Attributes:
+        terms: Of the budget.
+        budget: Its name; None makes one for this sweep alone, named after it.
+        team: Whose share pays; "" where the budget is not divided.
+    """
 
     sweep_id: str
     name: str
@@ -65,6 +80,9 @@ class NewSweep:
     spec_hash: str
     dataset: str
     dataset_fingerprint: str
+    terms: BudgetTerms
+    budget: str | None = None
+    team: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,55 +123,69 @@ class Message:
 class Store:
     """Reads and writes the rows of sweeps, trials, attempts, reports and the outbox.
 
-    Safe to use from several threads and processes.
+    What concerns the budget, that trials are admitted, charged and settled, is written by the
+    ledger in the same transaction: a trial's id is the id of its reservation.
+
+    Safe to use from several threads and processes. Every method raises
+    `sweeps.errors.DatabaseError` if the database fails.
 
     Args:
-        engine: From `sweeps.database.tables.open_database`.
+        ledger: In a database that has this room's tables; see `open_store`.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._engine = ledger.engine
 
-    @contextmanager
-    def _read(self) -> Generator[sa.Connection]:
-        with self._engine.connect() as connection:
-            connection = connection.execution_options(**READ_ONLY)
-            with connection.begin():
-                yield connection
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, in the same database."""
+        return self._ledger
 
     # -- the driver ---------------------------------------------------------------------------
 
     def create_sweep(self, sweep: NewSweep, new_trials: Sequence[NewTrial]) -> None:
-        """Records a sweep, every trial's decision, and what MLflow will hear of both.
+        """Records a sweep, has the budget decide on its trials, and tells MLflow of both.
 
-        The outbox gets one ``sweep_start`` and one ``trial_start`` per admitted trial.
+        One transaction: the sweep is there with every decision, or not at all. The outbox gets
+        one ``sweep_start`` and one ``trial_start`` per admitted trial.
+
+        Raises:
+            accounting.AccountingError: The budget does not exist or does not suit the sweep.
         """
-        now = time.time()
-        rows = [
-            {
-                "trial_id": trial.trial_id,
-                "sweep_id": sweep.sweep_id,
-                "number": trial.number,
-                "state": trial.state,
-                "reason": trial.reason,
-                "config": dict(trial.config),
-                "trial_config": trial.trial_config and trial.trial_config.to_json(),
-                "planned_iterations": trial.planned_iterations,
-                "planned_epsilon": finite_or_none(trial.planned_epsilon),
-                "charged_iterations": 0,
-            }
-            for trial in new_trials
-        ]
-        with self._engine.begin() as connection:
+        columns = {column.name for column in sweeps.columns}
+        row = {name: value for name, value in vars(sweep).items() if name in columns}
+        with budgeting(self._ledger) as transaction:
+            connection = transaction.connection
+            admitted, reasons = _ask_budget(transaction, sweep, new_trials)
             connection.execute(
-                sweeps.insert().values(
-                    **dataclasses.asdict(sweep), state=SweepState.RUNNING, created_at=now
-                )
+                sweeps.insert().values(**row, state=SweepState.RUNNING, created_at=time.time())
             )
+            rows = [
+                {
+                    "trial_id": trial.trial_id,
+                    "sweep_id": sweep.sweep_id,
+                    "number": trial.number,
+                    "state": (
+                        TrialState.ADMITTED if trial.trial_id in admitted else TrialState.REJECTED
+                    ),
+                    "reason": reasons.get(trial.trial_id, trial.reason),
+                    "config": dict(trial.config),
+                    "trial_config": (
+                        trial.trial_config.to_json()
+                        if trial.trial_config and trial.trial_id in admitted
+                        else None
+                    ),
+                    "planned_iterations": trial.planned_iterations,
+                    "planned_epsilon": finite_or_none(trial.planned_epsilon),
+                    "charged_iterations": 0,
+                }
+                for trial in new_trials
+            ]
             connection.execute(trials.insert(), rows)
             _tell(connection, sweep.sweep_id, None, "sweep_start", {})
             for trial in new_trials:
-                if trial.state is TrialState.ADMITTED:
+                if trial.trial_id in admitted:
                     _tell(connection, sweep.sweep_id, trial.trial_id, "trial_start", {})
 
     def end_trial(self, trial_id: str, state: TrialState, reason: str = "") -> bool:
@@ -162,17 +194,17 @@ class Store:
         Raises:
             StoreError: If there is no such trial or the state may not follow.
         """
-        with self._engine.begin() as connection:
-            row = _locked_trial(connection, trial_id)
+        with budgeting(self._ledger) as transaction:
+            row = _locked_trial(transaction.connection, trial_id)
             if TrialState(row.state).is_finished:
                 return False
-            _end(connection, row, state, reason)
+            _end(transaction, row, state, reason)
             return True
 
     def end_sweep(self, sweep_id: str, state: SweepState, artifacts: Sequence[str] = ()) -> None:
         """Ends a sweep; MLflow gets the files named in ``artifacts``."""
         now = time.time()
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(
                 sweeps.update()
                 .where(sweeps.c.sweep_id == sweep_id)
@@ -190,7 +222,7 @@ class Store:
             StoreError: If there is no such trial, or nothing of it may run.
         """
         query = sa.select(trials.c.sweep_id, trials.c.trial_config)
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query.where(trials.c.trial_id == trial_id)).one_or_none()
         if row is None or row.trial_config is None:
             raise StoreError(f"trial {trial_id!r}: not in the ledger, or not one that may run")
@@ -209,7 +241,7 @@ class Store:
                 attempt has charged ``start_step``: nobody has steps behind it unpaid.
         """
         attempt_id = secrets.token_hex(16)
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             row = _locked_trial(connection, trial_id)
             state = TrialState(row.state)
             if state is not TrialState.RUNNING and not state.may_become(TrialState.RUNNING):
@@ -256,19 +288,16 @@ class Store:
 
         Raises:
             FencedError: If the attempt is not the trial's newest, or the trial has ended.
-            OverspentError: If the trial would exceed what it was admitted for. Nothing is
-                charged then, and nothing of the steps may be released.
+            OverspentError: If the trial would exceed what it was admitted for, or its budget is
+                frozen. Nothing is charged then, and nothing of the steps may be released.
         """
-        with self._engine.begin() as connection:
+        with budgeting(self._ledger) as transaction:
+            connection = transaction.connection
             trial, current = _fenced(connection, attempt)
             gained = max(0, step - current.charged_step)
             total = trial.charged_iterations + gained
-            if total > trial.planned_iterations:
-                raise OverspentError(
-                    f"trial {attempt.trial_id}: step {step} makes {total} iterations; "
-                    f"admitted were {trial.planned_iterations}"
-                )
-            if gained:
+            answer = transaction.charge(attempt.trial_id, total)
+            if gained and not isinstance(answer, BudgetExceeded):
                 connection.execute(
                     attempts.update()
                     .where(attempts.c.attempt_id == attempt.attempt_id)
@@ -279,7 +308,9 @@ class Store:
                     .where(trials.c.trial_id == attempt.trial_id)
                     .values(charged_iterations=total)
                 )
-            return total
+        if isinstance(answer, BudgetExceeded):
+            raise OverspentError(f"trial {attempt.trial_id}: at step {step}: {answer}") from answer
+        return total
 
     def add_report(self, attempt: Attempt, step: int, metrics: Mapping[str, float]) -> None:
         """Records what a charged step may show, and tells MLflow. Idempotent.
@@ -296,7 +327,7 @@ class Store:
         """
         values = {name: finite_or_none(value) for name, value in metrics.items()}
         now = time.time()
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             trial, current = _fenced(connection, attempt)
             if step > current.charged_step:
                 raise StoreError(
@@ -325,9 +356,9 @@ class Store:
         Raises:
             FencedError: As in `charge`.
         """
-        with self._engine.begin() as connection:
-            trial, _ = _fenced(connection, attempt)
-            _end(connection, trial, state, reason)
+        with budgeting(self._ledger) as transaction:
+            trial, _ = _fenced(transaction.connection, attempt)
+            _end(transaction, trial, state, reason)
 
     # -- the outbox ---------------------------------------------------------------------------
 
@@ -344,18 +375,18 @@ class Store:
             .order_by(outbox.c.message_id)
             .limit(limit)
         )
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             return [Message(**row) for row in connection.execute(query).mappings()]
 
     def count_undelivered(self) -> int:
         """How many messages MLflow has not yet got."""
         query = sa.select(sa.func.count()).where(outbox.c.delivered_at.is_(None))
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             return connection.scalar(query) or 0
 
     def mark_delivered(self, message_ids: Sequence[int]) -> None:
         """Marks messages that MLflow has got."""
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(
                 outbox.update()
                 .where(outbox.c.message_id.in_(message_ids))
@@ -368,7 +399,7 @@ class Store:
             change = sweeps.update().where(sweeps.c.sweep_id == sweep_id)
         else:
             change = trials.update().where(trials.c.trial_id == trial_id)
-        with self._engine.begin() as connection:
+        with writing(self._engine) as connection:
             connection.execute(change.values(mlflow_run_id=run_id))
 
     # -- reading ------------------------------------------------------------------------------
@@ -379,7 +410,7 @@ class Store:
         Raises:
             StoreError: If there is none of this id.
         """
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(
                 sa.select(sweeps).where(sweeps.c.sweep_id == sweep_id)
             ).one_or_none()
@@ -389,13 +420,13 @@ class Store:
 
     def sweeps(self) -> Sequence[sa.Row[Any]]:
         """Every sweep's row, newest first."""
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(sa.select(sweeps).order_by(sweeps.c.created_at.desc())).all()
 
     def trials(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
         """A sweep's trials, by number."""
         query = sa.select(trials).where(trials.c.sweep_id == sweep_id).order_by(trials.c.number)
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(query).all()
 
     def reports(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
@@ -406,8 +437,46 @@ class Store:
             .where(trials.c.sweep_id == sweep_id)
             .order_by(trials.c.number, reports.c.attempt, reports.c.step)
         )
-        with self._read() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(query).all()
+
+
+def open_store(home: Home) -> Store:
+    """The store of a home; see `sweeps.database.tables.open_ledger`."""
+    return Store(open_ledger(home))
+
+
+def _ask_budget(
+    transaction: LedgerTransaction, sweep: NewSweep, new_trials: Sequence[NewTrial]
+) -> tuple[set[str], dict[str, str]]:
+    """Has the budget decide; returns the admitted trials, and the others' reasons."""
+    budget = sweep.budget
+    if budget is None:
+        budget = sweep.sweep_id
+        transaction.create_budget(
+            budget,
+            dataset=sweep.dataset,
+            dataset_fingerprint=sweep.dataset_fingerprint,
+            terms=sweep.terms,
+            one_off=True,
+        )
+    answers = transaction.reserve(
+        budget,
+        [
+            Request(request_id=trial.trial_id, mechanism=trial.mechanism)
+            for trial in new_trials
+            if trial.mechanism is not None
+        ],
+        team=sweep.team,
+        dataset_fingerprint=sweep.dataset_fingerprint,
+    )
+    admitted = {answer.request_id for answer in answers if answer.state == "open"}
+    refused = {
+        answer.request_id: answer.verdict.reason
+        for answer in answers
+        if answer.request_id not in admitted
+    }
+    return admitted, {**dict.fromkeys(admitted, ""), **refused}
 
 
 def finite_or_none(value: float) -> float | None:
@@ -442,7 +511,10 @@ def _fenced(connection: sa.Connection, attempt: Attempt) -> tuple[sa.Row[Any], s
     return trial, newest
 
 
-def _end(connection: sa.Connection, trial: sa.Row[Any], state: TrialState, reason: str) -> None:
+def _end(
+    transaction: LedgerTransaction, trial: sa.Row[Any], state: TrialState, reason: str
+) -> None:
+    connection = transaction.connection
     if not state.is_finished or not TrialState(trial.state).may_become(state):
         raise StoreError(f"trial {trial.trial_id}: cannot become {state} from {trial.state}")
     connection.execute(
@@ -455,6 +527,7 @@ def _end(connection: sa.Connection, trial: sa.Row[Any], state: TrialState, reaso
         .where(attempts.c.trial_id == trial.trial_id, attempts.c.ended_at.is_(None))
         .values(ended_at=time.time())
     )
+    transaction.settle(trial.trial_id)
     payload = {"state": state, "reason": reason}
     _tell(connection, trial.sweep_id, trial.trial_id, "trial_end", payload)
 

@@ -1,11 +1,11 @@
 """The JSON that scripts read: documented in ``docs/json.md`` and held to it by a test."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from sweeps.admission import Plan
 from sweeps.database.store import finite_or_none
+from sweeps.report.json_numbers import legal_json
 from sweeps.report.results import SweepResults
 
 
@@ -15,7 +15,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     Trials come in the order of the search space. An ``epsilon`` of null has no finite bound.
     """
     spec = plan.spec
-    return {
+    document = {
         "name": spec.name,
         "spec_hash": spec.spec_hash(),
         "dataset": f"{plan.dataset.name}:{plan.dataset.version}",
@@ -24,6 +24,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "num_eval": plan.dataset.num_eval,
         **spec.privacy.model_dump(mode="json"),
         "guarantee": plan.guarantee,
+        "total_epsilon": plan.total_epsilon,
+        "epsilon_before": plan.epsilon_before,
+        "alternatives": [
+            {"policy": other.policy, "epsilon": other.epsilon, "assumes": other.assumes}
+            for other in plan.alternatives
+        ],
         "admitted": len(plan.admitted),
         "rejected": len(plan.proposals) - len(plan.admitted),
         "trials": [
@@ -37,6 +43,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             for proposal in plan.proposals
         ],
     }
+    return legal_json(document)
 
 
 def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[str, Any]:
@@ -91,15 +98,4 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
             for trial in results.best_first
         ],
     }
-    return cast("dict[str, Any]", _legal(document))
-
-
-def _legal(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        items = cast("Mapping[object, object]", value).items()
-        return {str(key): _legal(item) for key, item in items}
-    if isinstance(value, list | tuple):
-        return [_legal(item) for item in cast("Sequence[object]", value)]
-    return value
+    return legal_json(document)

@@ -55,6 +55,11 @@ class Domain:
         """Whether trials draw from it; else every value takes its turn."""
         return self.kind not in ("constant", "grid_search")
 
+    @property
+    def is_range(self) -> bool:
+        """Whether it is given by bounds rather than by a list of its values."""
+        return self.is_random and self.kind != "choice"
+
     def plain(self) -> Value | dict[str, list[Value]]:
         """The form in which a specification states it."""
         if self.kind == "constant":

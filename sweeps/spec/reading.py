@@ -5,7 +5,7 @@ and in no word of the validator's.
 """
 
 import os
-from typing import cast
+from typing import cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -110,8 +110,10 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, type[BaseModel] | None
         model = None
         if field is None:
             continue  # an item of a list keeps the words of its list
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
+        kinds = (field.annotation, *get_args(field.annotation))  # a section, or one or null
+        sections = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if len(sections) == 1:
+            (model,) = sections
             allowed = f"a mapping with the keys {', '.join(model.model_fields)}"
         for mark in field.metadata:
             if isinstance(mark, Allowed | AllowedDomains):

@@ -10,6 +10,7 @@ What the fields must satisfy together:
   ``report_every_steps`` <= ``grace_period`` < the most iterations.
 - ``data.declared_num_examples`` is given exactly where the neighbouring relation hides the data
   set's size, and no batch is then larger than it.
+- Nothing voids the policy of the privacy section (`_policy_refusals`).
 - The two splits share no example: metrics of the evaluation split are shown as they are.
 - The sweep has at most `MAX_TRIALS` trials.
 """
@@ -20,7 +21,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from sweeps.spec.domains import (
     BATCH_SIZES,
@@ -32,13 +33,13 @@ from sweeps.spec.domains import (
     OPTIMIZERS,
     Domain,
 )
+from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
+from sweeps.spec.section import PositiveNumber, PositiveWhole, Section
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
 from trainer.config import (
     DATASET_NAME_PATTERN,
-    Accountant,
     ModelName,
-    NeighboringRelation,
     Scaling,
 )
 
@@ -47,8 +48,6 @@ MAX_SEED = 2**31 - 1
 
 _NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f]+$"
 
-_PositiveNumber = Annotated[float, Field(gt=0), Allowed("a number > 0")]
-_PositiveWhole = Annotated[int, Field(ge=1, le=MAX_WHOLE), Allowed("a whole number >= 1")]
 _Sizes = Annotated[
     tuple[Annotated[int, Field(ge=1, le=MAX_WHOLE)], ...],
     # Strictness would refuse a list for a tuple; the numbers inside stay strict.
@@ -70,13 +69,7 @@ _Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Allowed(f"a whole number from 0
 # --- The sections --------------------------------------------------------------------------
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True
-    )
-
-
-class DataSpec(_Section):
+class DataSpec(Section):
     """The protected examples, and the public ones on which trials are measured."""
 
     name: Annotated[
@@ -110,7 +103,7 @@ class DataSpec(_Section):
     )
 
 
-class ModelSpec(_Section):
+class ModelSpec(Section):
     """The model that every trial trains."""
 
     name: Annotated[ModelName, one_of(ModelName)] = Field(description="Which model.")
@@ -123,31 +116,7 @@ class ModelSpec(_Section):
     )
 
 
-PrivacyPolicy = Literal["per_trial"]
-
-
-class PrivacySpec(_Section):
-    """The guarantee that is asked for. A trial that cannot keep it is never started."""
-
-    policy: Annotated[PrivacyPolicy, one_of(PrivacyPolicy)] = Field(
-        description="What the guarantee covers. per_trial: each trial on its own, and not the "
-        "sweep as a whole."
-    )
-    target_epsilon: _PositiveNumber = Field(description="Largest epsilon of a trial.")
-    target_delta: Annotated[float, Field(ge=1e-10, lt=1), Allowed("a number in [1e-10, 1)")] = (
-        Field(description="The delta at which epsilon is reckoned; well below 1 / examples.")
-    )
-    accountant: Annotated[Accountant, one_of(Accountant)] = Field(
-        default="pld", description="pld is tight; rdp is looser, and quick for long runs."
-    )
-    neighboring_relation: Annotated[NeighboringRelation, one_of(NeighboringRelation)] = Field(
-        default="zero_out",
-        description="Which data sets count as neighbours. zero_out: one example is blanked, and "
-        "the size is public. add_or_remove_one: one example more or less; the size is protected.",
-    )
-
-
-class SearchSpace(_Section):
+class SearchSpace(Section):
     """What differs between trials. Each field is a constant or one of Ray Tune's domains."""
 
     optimizer: Annotated[Domain, OPTIMIZERS] = Field(description="Optimizer, as in optax.")
@@ -171,7 +140,7 @@ class SearchSpace(_Section):
             yield name, cast("Domain", getattr(self, name))
 
 
-class SearchSpec(_Section):
+class SearchSpec(Section):
     """How many trials are drawn from the search space."""
 
     num_samples: Annotated[
@@ -183,19 +152,19 @@ class SearchSpec(_Section):
     seed: _Seed = Field(default=0, description="Seed of the random domains. It is public.")
 
 
-class FifoSpec(_Section):
+class FifoSpec(Section):
     """Every trial runs to its end."""
 
     name: Annotated[Literal["fifo"], Allowed("fifo")] = Field(description="The scheduler.")
 
 
-class AsyncHyperBandSpec(_Section):
+class AsyncHyperBandSpec(Section):
     """Asynchronous successive halving: trials that lag behind are pruned."""
 
     name: Annotated[Literal["async_hyperband"], Allowed("async_hyperband")] = Field(
         description="The scheduler."
     )
-    grace_period: _PositiveWhole = Field(
+    grace_period: PositiveWhole = Field(
         description="Steps before a trial may be pruned; from report_every_steps to below the "
         "most iterations."
     )
@@ -210,11 +179,11 @@ SCHEDULERS: dict[str, type[BaseModel]] = {
 }
 
 
-class ResourcesSpec(_Section):
+class ResourcesSpec(Section):
     """What trials take from the cluster."""
 
-    max_concurrent_trials: _PositiveWhole = Field(default=1, description="Trials at a time.")
-    cpus_per_trial: _PositiveNumber = Field(
+    max_concurrent_trials: PositiveWhole = Field(default=1, description="Trials at a time.")
+    cpus_per_trial: PositiveNumber = Field(
         default=1.0, description="CPUs of a trial; a fraction only below 1."
     )
     gpus_per_trial: Annotated[float, Field(ge=0), Allowed("a number >= 0")] = Field(
@@ -222,7 +191,7 @@ class ResourcesSpec(_Section):
     )
 
 
-class SweepSpec(_Section):
+class SweepSpec(Section):
     """One sweep: data, model, guarantee, and the configurations to try."""
 
     # Not Literal[1], which takes true and 1.0 for 1.
@@ -244,7 +213,7 @@ class SweepSpec(_Section):
         Field(discriminator="name"),
         Allowed("{name: fifo} or {name: async_hyperband, grace_period: ...}"),
     ] = Field(default=FifoSpec(name="fifo"), description="Whether and when trials are pruned.")
-    report_every_steps: _PositiveWhole = Field(
+    report_every_steps: PositiveWhole = Field(
         default=25, description="Steps between two reports; at most the fewest iterations."
     )
     seed: _Seed = Field(
@@ -277,7 +246,13 @@ class SweepSpec(_Section):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "SweepSpec":
-        checks = (_size_refusals, _split_refusals, _pace_refusals, _resource_refusals)
+        checks = (
+            _size_refusals,
+            _split_refusals,
+            _pace_refusals,
+            _policy_refusals,
+            _resource_refusals,
+        )
         refusals = [refusal for check in checks for refusal in check(self)]
         if self.num_trials > MAX_TRIALS:
             message = (
@@ -345,6 +320,45 @@ def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
                 f"the most iterations, {most} (otherwise nothing can be pruned: {{name: fifo}})"
             )
             yield Refusal(("scheduler", "grace_period"), message)
+
+
+def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    """What would void the policy of the privacy section, or leaves it without a number."""
+    privacy = spec.privacy
+    calibrated = CALIBRATED in spec.search_space.noise_multiplier.values
+    if calibrated and privacy.policy != "per_trial" and privacy.trial_epsilon is None:
+        message = (
+            f"is missing; allowed: a number > 0. {CALIBRATED} noise needs the epsilon of one "
+            f"trial by itself, for under {privacy.policy} target_epsilon is that of all of them"
+        )
+        yield Refusal(("privacy", "trial_epsilon"), message)
+    if privacy.policy != "private_selection":
+        return
+    if not isinstance(spec.scheduler, FifoSpec):
+        message = (
+            f"{spec.scheduler.name} is not allowed under private_selection, for it compares "
+            "trials with each other before the best is chosen; allowed: fifo"
+        )
+        yield Refusal(("scheduler", "name"), message)
+    if spec.search.num_samples != 1:
+        message = (
+            f"{spec.search.num_samples} is not allowed under private_selection, which draws the "
+            "number of trials in secret; allowed: 1, and privacy.selection.mean"
+        )
+        yield Refusal(("search", "num_samples"), message)
+    for name, domain in spec.search_space.domains():
+        if domain.kind == "grid_search":
+            message = (
+                "grid_search is not allowed under private_selection, whose trials are drawn "
+                "independently of each other; allowed: choice of the same values"
+            )
+            yield Refusal(("search_space", name), message)
+        elif calibrated and name in ("expected_batch_size", "iterations") and domain.is_range:
+            message = (
+                f"{domain.kind} is not allowed with {CALIBRATED} noise under private_selection, "
+                "whose candidates are then counted one by one; allowed: a constant or choice"
+            )
+            yield Refusal(("search_space", name), message)
 
 
 def _resource_refusals(spec: SweepSpec) -> Iterator[Refusal]:

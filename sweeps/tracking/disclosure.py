@@ -85,6 +85,7 @@ def _common_tags(sweep: sa.Row[Any], guarantee: str) -> dict[str, str]:
         SWEEP_ID: sweep.sweep_id,
         TAG + "name": sweep.name,
         TAG + "spec_hash": sweep.spec_hash,
+        TAG + "budget": sweep.spec["privacy"].get("budget") or sweep.sweep_id,
         TAG + "sampling": "poisson",
         TAG + "eval_data": "public",
         TAG + "guarantee": guarantee,

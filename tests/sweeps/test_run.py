@@ -17,7 +17,7 @@ import yaml
 
 import accounting
 from sweeps.database.states import TrialState
-from sweeps.database.store import Store
+from sweeps.database.store import open_store
 from sweeps.database.tables import attempts, open_database, trials
 from sweeps.home import Home
 from sweeps.report.results import read_results
@@ -99,7 +99,7 @@ def running(folder, spec, **environment):
 
 def store_of(folder):
     home = Home.from_environment({"DP_SWEEPS_HOME": str(folder / "home")})
-    return Store(open_database(home)), home
+    return open_store(home), home
 
 
 def wait_for(condition):
@@ -276,7 +276,7 @@ def charged(store):
 
 def wait_until_charged(folder):
     _, home = store_of_when_there(folder)
-    store = Store(open_database(home))
+    store = open_store(home)
     rows = wait_for(lambda: charged(store))
     return store, rows[0]
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,6 +14,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -27,9 +29,12 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import exc
 
+from accounting import BudgetTerms, DpSgdMechanism, LedgerError
+from accounting.database.connection import connect
+from accounting.ledger.tables import SCHEMA as LEDGER_SCHEMA
 from sweeps.database.states import SweepState, TrialState
-from sweeps.database.store import Attempt, NewSweep, NewTrial, Store
-from sweeps.database.tables import SCHEMA_VERSION, open_database, outbox
+from sweeps.database.store import Attempt, NewSweep, NewTrial, Store, open_store
+from sweeps.database.tables import SCHEMA, open_database, outbox, reading, writing
 from sweeps.errors import (
     DatabaseError,
     FencedError,
@@ -43,27 +48,19 @@ ROOT = Path(__file__).parents[3]
 METRICS = {"epsilon": 0.5, "eval_accuracy": 0.75, "eval_loss": 1.25}
 TRIAL = "s-1-000"
 PLAN = 100
+MECHANISM = DpSgdMechanism(
+    noise_multiplier=2.0, sampling_prob=0.1, iterations=PLAN, neighboring_relation="zero_out"
+)
 PROCESS_SECS = 60
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """The environment variables of an installation that nobody has used yet."""
     variables = {HOME_VARIABLE: str(tmp_path / "home")}
     if request.param == "sqlite":
-        yield variables
-        return
-    url = sa.make_url(request.getfixturevalue("postgres_url"))
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    name = f"test_{random.SystemRandom().getrandbits(48):x}"
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield variables | {
-        DATABASE_VARIABLE: url.set(database=name).render_as_string(hide_password=False)
-    }
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
+        return variables
+    return variables | {DATABASE_VARIABLE: request.getfixturevalue("postgres_database")}
 
 
 @pytest.fixture
@@ -72,15 +69,20 @@ def home(environment: dict[str, str]) -> Home:
 
 
 @pytest.fixture
-def engine(home: Home) -> Iterator[sa.Engine]:
-    engine = open_database(home)
-    yield engine
-    engine.dispose()
+def engine(store: Store) -> sa.Engine:
+    return store.ledger.engine
 
 
 @pytest.fixture
-def store(engine: sa.Engine) -> Store:
-    store = Store(engine)
+def empty_store(home: Home) -> Iterator[Store]:
+    store = open_store(home)
+    yield store
+    store.ledger.close()
+
+
+@pytest.fixture
+def store(empty_store: Store) -> Store:
+    store = empty_store
     store.create_sweep(a_sweep(), [a_trial(0), a_trial(1), a_trial(2, TrialState.REJECTED)])
     return store
 
@@ -93,6 +95,7 @@ def a_sweep() -> NewSweep:
         spec_hash="hash",
         dataset="digits:1.0.0",
         dataset_fingerprint="print",
+        terms=BudgetTerms(epsilon=3.0, delta=1e-5, policy="per_trial"),
     )
 
 
@@ -101,7 +104,7 @@ def a_trial(number: int, state: TrialState = TrialState.ADMITTED) -> NewTrial:
     return NewTrial(
         trial_id=f"s-1-{number:03}",
         number=number,
-        state=state,
+        mechanism=None if rejected else MECHANISM,
         reason="needs 9.1, allowed is 3" if rejected else "",
         config={"learning_rate": 0.5},
         trial_config=None,
@@ -127,8 +130,8 @@ def kinds(store: Store) -> list[tuple[str, str | None]]:
 def everything(engine: sa.Engine) -> dict[str, list[Any]]:
     """All rows of all tables."""
     metadata = sa.MetaData()
-    metadata.reflect(engine)
-    with engine.connect() as connection:
+    with reading(engine) as connection:
+        metadata.reflect(connection)
         return {
             table.name: sorted(map(repr, connection.execute(sa.select(table))))
             for table in metadata.sorted_tables
@@ -160,8 +163,13 @@ def test_mlflow_hears_of_the_sweep_and_of_admitted_trials_only(store: Store) -> 
 def test_a_sweep_is_created_whole_or_not_at_all(engine: sa.Engine, store: Store) -> None:
     before = everything(engine)
     twin = dataclasses.replace(a_sweep(), sweep_id="s-2")
-    with pytest.raises(exc.IntegrityError):  # the trials belong to s-1 already
+    with pytest.raises(LedgerError, match=TRIAL):  # s-1 has reserved for the trial already
         store.create_sweep(twin, [a_trial(7), a_trial(0)])
+    assert everything(engine) == before
+    rejected = [a_trial(7, TrialState.REJECTED), a_trial(2, TrialState.REJECTED)]
+    with pytest.raises(DatabaseError, match="onstraint") as caught:  # s-1 has the trial already
+        store.create_sweep(twin, rejected)
+    assert "INSERT" not in str(caught.value)
     assert everything(engine) == before
 
 
@@ -245,9 +253,13 @@ def test_a_charge_beyond_the_plan_changes_nothing(engine: sa.Engine, store: Stor
     attempt = store.begin_attempt(TRIAL)
     store.charge(attempt, PLAN - 1)
     before = everything(engine)
-    with pytest.raises(OverspentError, match=f"admitted were {PLAN}"):
+    with pytest.raises(OverspentError, match=f"more than the {PLAN} reserved"):
         store.charge(attempt, PLAN + 1)
-    assert everything(engine) == before
+    after = everything(engine)
+    refused = set(after.pop("ledger_journal")) - set(before.pop("ledger_journal"))
+    assert len(refused) == 1
+    assert "charge_refused" in refused.pop()
+    assert after == before
     assert store.charge(attempt, PLAN) == PLAN
 
 
@@ -351,7 +363,7 @@ def test_the_outbox_speaks_only_of_what_was_committed(engine: sa.Engine, store: 
     store.charge(attempt, 1)
     with pytest.raises(exc.SQLAlchemyError):
         store.add_report(attempt, 1, {**METRICS, "no_such_column": 1.0})
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         assert connection.scalar(sa.select(sa.func.count()).select_from(outbox)) == 3
     assert store.reports("s-1") == []
 
@@ -364,13 +376,12 @@ def test_mlflow_run_ids_are_remembered(store: Store) -> None:
 
 
 def test_one_delivers_at_a_time(home: Home, store: Store) -> None:
-    engine = open_database(home)
-    other = Store(engine)
+    other = open_store(home)
     with store.delivery_lock() as first, other.delivery_lock() as second:
         assert (first, second) == (True, False)
     with other.delivery_lock() as held:
         assert held
-    engine.dispose()
+    other.ledger.close()
 
 
 # -- several at once -------------------------------------------------------------------------
@@ -378,7 +389,7 @@ def test_one_delivers_at_a_time(home: Home, store: Store) -> None:
 
 def sum_over_attempts(engine: sa.Engine) -> int:
     query = "SELECT coalesce(sum(charged_step - start_step), 0) FROM attempts"
-    with engine.connect() as connection:
+    with reading(engine) as connection:
         return int(connection.exec_driver_sql(query).scalar_one())
 
 
@@ -408,12 +419,11 @@ def test_one_attempt_in_many_threads_is_charged_once(engine: sa.Engine, store: S
 
 GREEDY = """
 import sys
-from sweeps.database.tables import open_database
 from sweeps.errors import FencedError, OverspentError
 from sweeps.home import Home
-from sweeps.database.store import Store
+from sweeps.database.store import open_store
 
-store = Store(open_database(Home.from_environment()))
+store = open_store(Home.from_environment())
 gained, before, spent = 0, 0, False
 print("ready", flush=True)
 sys.stdin.readline()
@@ -462,11 +472,10 @@ def test_racing_processes_never_exceed_the_plan(
 
 VICTIM = """
 import json, time
-from sweeps.database.tables import open_database
 from sweeps.home import Home
-from sweeps.database.store import Store
+from sweeps.database.store import open_store
 
-store = Store(open_database(Home.from_environment()))
+store = open_store(Home.from_environment())
 attempt = store.begin_attempt("s-1-000")
 step = 0
 while True:
@@ -507,20 +516,111 @@ def test_two_first_users_create_one_schema(environment: dict[str, str], home: Ho
     assert [process.communicate(timeout=PROCESS_SECS) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
     engine = open_database(home)
-    assert len(everything(engine)["schema_version"]) == 1
+    assert everything(engine)[SCHEMA.version_table] == [f"('{SCHEMA.revisions[-1]}',)"]
+    assert differences(engine) == []
     engine.dispose()
+
+
+# -- the tables, and how they came to be -----------------------------------------------------
+
+
+def differences(engine: sa.Engine) -> Sequence[Any]:
+    """What the database has other than the metadata says."""
+    version_tables = {SCHEMA.version_table, LEDGER_SCHEMA.version_table}
+    with reading(engine) as connection:
+        options = {
+            "compare_server_default": True,
+            "include_object": lambda _object, name, *_: name not in version_tables,
+        }
+        context = MigrationContext.configure(connection, opts=options)
+        expected = sa.MetaData()
+        for schema in (SCHEMA, LEDGER_SCHEMA):
+            for table in schema.metadata.sorted_tables:
+                table.to_metadata(expected)
+        return compare_metadata(context, expected)
+
+
+def test_the_revisions_make_the_tables_that_the_code_expects(engine: sa.Engine) -> None:
+    assert differences(engine) == []
+
+
+def test_the_newest_revision_is_the_end_of_the_line() -> None:
+    script = ScriptDirectory(SCHEMA.folder, version_locations=[SCHEMA.folder])
+    assert script.get_heads() == [SCHEMA.revisions[-1]]
+    assert len(list(script.walk_revisions())) == len(SCHEMA.revisions)
+
+
+# Of that time, too, whatever the store writes by now.
+FORMER_ROWS = [
+    "schema_version VALUES (1)",
+    "sweeps VALUES ('s-1', 's', 'RUNNING', '{}', 'hash', 'digits', 'print', 1.5, NULL, 'parent')",
+    "trials VALUES ('s-1-000', 's-1', 0, 'RUNNING', '', '{}', 'null', 100, 2.5, 10, 'child')",
+    "trials VALUES ('s-1-001', 's-1', 1, 'REJECTED', 'why', '{}', NULL, 100, NULL, 0, NULL)",
+    "attempts VALUES ('token', 's-1-000', 1, 0, 10, 'host:1', 2.5, NULL)",
+    "reports VALUES ('s-1-000', 10, 1, 3.5, 10, 0.5, 0.75, 1.25)",
+    "outbox (sweep_id, kind, payload, created_at) VALUES ('s-1', 'sweep_start', '{}', 1.5)",
+]
+
+
+@pytest.fixture
+def former(home: Home) -> Iterator[sa.Engine]:
+    """A database as it was made before there were revisions, with a sweep in it."""
+    home.create()
+    engine = connect(home.database_url)
+    ddl = (ROOT / "tests" / "golden" / "database_before_revisions.sql").read_text()
+    if engine.dialect.name == "postgresql":
+        ddl = ddl.replace("message_id INTEGER", "message_id SERIAL")
+    with writing(engine) as connection:
+        for statement in ddl.split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+        for row in FORMER_ROWS:
+            connection.exec_driver_sql(f"INSERT INTO {row}")
+    yield engine
+    engine.dispose()
+
+
+def test_a_former_database_is_adopted_with_its_rows(home: Home, former: sa.Engine) -> None:
+    before = everything(former)
+    engine = open_database(home)
+    after = everything(engine)
+    assert before.pop("schema_version") == ["(1,)"]
+    assert after.pop(SCHEMA.version_table) == [f"('{SCHEMA.revisions[-1]}',)"]
+    assert after == before
+    assert differences(engine) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("UPDATE schema_version SET version = 2", "schema 2"),
+        ("INSERT INTO schema_version VALUES (1)", "schema 1, 1"),
+        ("DELETE FROM schema_version", "schema of no version"),
+    ],
+)
+def test_any_other_former_version_is_refused_and_left_alone(
+    home: Home, former: sa.Engine, change: str, found: str
+) -> None:
+    with writing(former) as connection:
+        connection.exec_driver_sql(change)
+    before = everything(former)
+    with pytest.raises(DatabaseError, match=f"has {found}; this version of dp-sweeps can take"):
+        open_database(home)
+    assert everything(former) == before
 
 
 # -- databases that are not ours -------------------------------------------------------------
 
 
-def test_another_schema_version_is_refused_and_left_alone(home: Home, engine: sa.Engine) -> None:
-    with engine.begin() as connection:
+def test_a_newer_database_is_refused_and_left_alone(home: Home, engine: sa.Engine) -> None:
+    with writing(engine) as connection:
         connection.exec_driver_sql("DROP TABLE reports")
-        connection.exec_driver_sql(f"UPDATE schema_version SET version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(DatabaseError, match=f"has schema {SCHEMA_VERSION + 1}"):
+        connection.exec_driver_sql(f"UPDATE {SCHEMA.version_table} SET version_num = '9999'")
+    before = everything(engine)
+    with pytest.raises(DatabaseError, match=rf"'9999'.* up to '{SCHEMA.revisions[-1]}'"):
         open_database(home)
-    assert "reports" not in sa.inspect(engine).get_table_names()
+    assert everything(engine) == before
 
 
 def test_reopening_changes_nothing(home: Home, engine: sa.Engine, store: Store) -> None:
@@ -562,15 +662,15 @@ class Charging(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._directory = tempfile.TemporaryDirectory()
-        self._engine = open_database(Home.from_environment({HOME_VARIABLE: self._directory.name}))
-        self.store = Store(self._engine)
+        home = Home.from_environment({HOME_VARIABLE: self._directory.name})
+        self.store = open_store(home)
         self.store.create_sweep(a_sweep(), [a_trial(0)])
         self.attempts: list[tuple[Attempt, list[int]]] = []  # with [start, charged step]
         self.ended = False
         self.reported: set[tuple[int, int]] = set()
 
     def teardown(self) -> None:
-        self._engine.dispose()
+        self.store.ledger.close()
         self._directory.cleanup()
 
     @property

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from accounting import BudgetTerms, DpSgdMechanism
 from sweeps.database.states import SweepState, TrialState
-from sweeps.database.store import NewSweep, NewTrial, Store
-from sweeps.database.tables import open_database
+from sweeps.database.store import NewSweep, NewTrial, Store, open_store
 from sweeps.home import Home
 from sweeps.report import live
 from sweeps.report.live import LiveView, PlainLines, Sample, panel, progress, sample, show_secs
@@ -222,8 +222,7 @@ def test_panel_before_the_first_report():
 
 @pytest.fixture
 def store():
-    engine = open_database(Home.from_environment())
-    store = Store(engine)
+    store = open_store(Home.from_environment())
     store.create_sweep(
         NewSweep(
             sweep_id="s",
@@ -232,12 +231,18 @@ def store():
             spec_hash="0",
             dataset="digits:1.0.0",
             dataset_fingerprint="0",
+            terms=BudgetTerms(epsilon=8.0, delta=1e-5, policy="per_trial"),
         ),
         [
             NewTrial(
                 trial_id="s-0",
                 number=0,
-                state=TrialState.ADMITTED,
+                mechanism=DpSgdMechanism(
+                    noise_multiplier=4.0,
+                    sampling_prob=0.01,
+                    iterations=100,
+                    neighboring_relation="zero_out",
+                ),
                 reason="",
                 config={"optimizer": "adam"},
                 trial_config=None,
@@ -247,7 +252,7 @@ def store():
         ],
     )
     yield store
-    engine.dispose()
+    store.ledger.close()
 
 
 @pytest.fixture

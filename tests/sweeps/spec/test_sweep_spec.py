@@ -133,7 +133,7 @@ BAD = [
     (
         good("  target_epsilon", "  target_epsilom: 1\n  target_epsilon"),
         "x.yaml:9:3: privacy.target_epsilom: unknown key (did you mean target_epsilon?); "
-        "allowed: policy, target_epsilon, target_delta, accountant, neighboring_relation",
+        "allowed: policy, budget, team, target_epsilon, target_delta, trial_epsilon, ",
     ),
     (
         good("seed: 0", "seed: 0\ntarget_delta: 1"),
@@ -208,11 +208,11 @@ BAD = [
     ),
     (
         GOOD[: GOOD.index("privacy:")] + GOOD[GOOD.index("search_space:") :],
-        "x.yaml:1:1: privacy: is missing; allowed: a mapping with the keys policy, target_epsilon",
+        "x.yaml:1:1: privacy: is missing; allowed: a mapping with the keys policy, budget",
     ),
     (
-        good("policy: per_trial", "policy: open"),
-        "x.yaml:8:11: privacy.policy: 'open' is not allowed; allowed: one of per_trial",
+        good("policy: per_trial", "policy: none"),
+        "x.yaml:8:11: privacy.policy: 'none' is not allowed; allowed: one of per_trial, declared",
     ),
     (
         good("8.0", "eight"),
@@ -599,7 +599,7 @@ def test_the_schema_takes_the_example_and_refuses_what_the_reader_refuses():
     for section, key, value in [
         ("privacy", "target_epsilon", "8"),
         ("privacy", "target_epsilon", 0),
-        ("privacy", "policy", "open"),
+        ("privacy", "policy", "none"),
         ("data", "name", "../etc"),
         ("search_space", "learning_rate", {"grid_search": []}),
         ("search_space", "learning_rate", {"log_uniform": [1, 2]}),

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from accounting import BudgetTerms, DpSgdMechanism
 from sweeps.database.states import SweepState, TrialState
-from sweeps.database.store import Attempt, NewSweep, NewTrial, Store
-from sweeps.database.tables import open_database, outbox
+from sweeps.database.store import Attempt, NewSweep, NewTrial, Store, open_store
+from sweeps.database.tables import outbox
 from sweeps.errors import RefusedError, TrackingError
 from sweeps.home import HOME_VARIABLE, MLFLOW_VARIABLE, Home
 from sweeps.tracking import mlflow_writer as tracking
@@ -105,21 +106,26 @@ def opened(
 ) -> Iterator[Place]:
     """A place in a folder, closed at the end of the block."""
     home = Home.from_environment({HOME_VARIABLE: str(folder), MLFLOW_VARIABLE: mlflow_uri})
-    engine = open_database(home)
+    store = open_store(home)
     if mlflow_db is not None:
         shutil.copy(mlflow_db, folder / "mlflow.db")
-    yield Place(home, engine, Store(engine))
-    engine.dispose()
+    yield Place(home, store.ledger.engine, store)
+    store.ledger.close()
 
 
 # -- what a sweep writes ---------------------------------------------------------------------
+
+
+MECHANISM = DpSgdMechanism(
+    noise_multiplier=4.0, sampling_prob=0.01, iterations=40, neighboring_relation="zero_out"
+)
 
 
 def a_trial(number: int, state: TrialState = TrialState.ADMITTED, **fields: Any) -> NewTrial:
     given: dict[str, Any] = {
         "trial_id": f"{SWEEP}-{number}",
         "number": number,
-        "state": state,
+        "mechanism": None if state is TrialState.REJECTED else MECHANISM,
         "reason": "",
         "config": CONFIG,
         "trial_config": None,
@@ -137,6 +143,7 @@ def create(store: Store, *trials: NewTrial, sweep_id: str = SWEEP) -> None:
         spec_hash="abc",
         dataset="digits:1.0.0",
         dataset_fingerprint="0123",
+        terms=BudgetTerms(epsilon=8.0, delta=1e-5, policy="per_trial"),
     )
     store.create_sweep(sweep, trials)
 
@@ -511,15 +518,15 @@ def test_two_that_deliver_at_once_make_one_run_each(
     errors: list[BaseException] = []
 
     def deliver_all() -> None:
-        engine = open_database(place.home)
+        store = open_store(place.home)
         try:
-            writer = MlflowWriter(Store(engine), place.home)
+            writer = MlflowWriter(store, place.home)
             while writer.count_undelivered() and time.monotonic() < deadline:
                 writer.deliver()
         except BaseException as error:
             errors.append(error)
         finally:
-            engine.dispose()
+            store.ledger.close()
 
     threads = [threading.Thread(target=deliver_all) for _ in range(3)]
     for thread in threads:
@@ -728,12 +735,11 @@ def test_a_first_delivery_is_silent_and_does_not_phone_home(place: Place) -> Non
     (place.home.path / "mlflow.db").unlink()  # so that MLflow has its tables to create
     code = (
         "import os\n"
-        "from sweeps.database.tables import open_database\n"
         "from sweeps.home import Home\n"
-        "from sweeps.database.store import Store\n"
+        "from sweeps.database.store import open_store\n"
         "from sweeps.tracking.mlflow_writer import MlflowWriter\n"
         "home = Home.from_environment()\n"
-        "MlflowWriter(Store(open_database(home)), home).deliver()\n"
+        "MlflowWriter(open_store(home), home).deliver()\n"
         "assert os.environ['MLFLOW_DISABLE_TELEMETRY'] == 'true'\n"
     )
     done = run_python(code, **{HOME_VARIABLE: str(place.home.path)})

@@ -1,0 +1,84 @@
+"""What commands share on the way in: options, tab completion, and who asks."""
+
+import getpass
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweeps.errors import CommandError
+from sweeps.home import Home
+
+_MAX_WHO = 256
+
+SpecArgument = Annotated[
+    Path, typer.Argument(metavar="SPEC", help="The sweep's specification, a YAML file.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+]
+
+
+def complete_sweep_id(incomplete: str) -> list[str]:
+    """Ids of sweeps that begin so; none where there is no ledger."""
+    from sweeps.database.store import Store
+    from sweeps.database.tables import existing_ledger
+
+    try:
+        rows = Store(existing_ledger(Home.from_environment())).sweeps()
+    except Exception:  # A completion that fails must not disturb the line that is being typed.
+        return []
+    return [row.sweep_id for row in rows if row.sweep_id.startswith(incomplete)]
+
+
+def complete_budget(incomplete: str) -> list[str]:
+    """Names of budgets that begin so; none where there is no ledger."""
+    from sweeps.database.tables import existing_ledger
+
+    try:
+        budgets = existing_ledger(Home.from_environment(), check=False).budgets()
+    except Exception:  # As above.
+        return []
+    return [budget.name for budget in budgets if budget.name.startswith(incomplete)]
+
+
+BudgetArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The budget's name.", autocompletion=complete_budget),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="NAME",
+        help="Of one budget alone.",
+        autocompletion=complete_budget,
+    ),
+]
+
+
+def who() -> str:
+    """The person at the keyboard, for the journal."""
+    try:
+        name = getpass.getuser()
+    except (LookupError, OSError, ImportError):  # a user id without a name, as in some containers
+        name = f"uid {os.getuid()}"
+    return "".join(c for c in name if c.isprintable())[:_MAX_WHO]
+
+
+def parse_share(text: str) -> float:
+    """A share as a person writes it: ``0.4`` or ``40%``.
+
+    Raises:
+        CommandError: It is neither, or not from 0 to 1.
+    """
+    percent = text.strip().endswith("%")
+    try:
+        number = float(text.strip().removesuffix("%"))
+    except ValueError:
+        number = float("nan")
+    share = number / 100 if percent else number
+    if not 0 <= share <= 1:
+        raise CommandError(f"--share {text!r}: allowed is a number from 0 to 1, or 0% to 100%")
+    return share

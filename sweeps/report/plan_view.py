@@ -1,0 +1,54 @@
+"""A plan for a terminal: every configuration with its decision, and what they cost together."""
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from sweeps.admission import Plan
+from sweeps.database.store import finite_or_none
+from sweeps.report.table import CheckRow, check_table, show_epsilon, show_value
+
+
+def plan_view(plan: Plan, *, max_rows: int | None = None) -> RenderableType:
+    """What ``dp-sweeps check`` shows.
+
+    Args:
+        plan: What was decided.
+        max_rows: Show so many configurations, and only count the rest; None shows all.
+    """
+    rows = [
+        CheckRow(
+            config=proposal.shown,
+            epsilon=finite_or_none(proposal.decision.epsilon),
+            decision="admitted" if proposal.decision.admitted else "rejected",
+            reason=proposal.decision.reason,
+        )
+        for proposal in plan.proposals
+    ]
+    table = check_table(rows, title=plan.spec.name, guarantee=plan.guarantee, max_rows=max_rows)
+    lines = totals(plan)
+    return Group(table, Text(), *lines) if lines else table
+
+
+def totals(plan: Plan) -> list[Text]:
+    """What everything costs together, and what it would cost under other policies."""
+    lines: list[Text] = []
+    privacy, total = plan.spec.privacy, plan.total_epsilon
+    if total is not None:
+        limit = f"{show_value(plan.limit.epsilon)} at delta {plan.limit.delta:g}"
+        words = f"Together: epsilon {show_epsilon(total)} of {limit}"
+        within = total <= plan.limit.epsilon
+        if not within:
+            words = f"Together: epsilon {show_epsilon(total)}, which exceeds {limit}"
+        if privacy.budget is not None:
+            team = f", team {privacy.team}" if privacy.team else ""
+            before = show_epsilon(plan.epsilon_before)
+            words += f" (budget {privacy.budget}{team}: {before} taken before)"
+        lines.append(Text(words, style="bold" if within else "red"))
+    lines += [
+        Text(
+            f"As {other.policy} this would cost epsilon {show_epsilon(other.epsilon)} "
+            f"({other.assumes})."
+        )
+        for other in plan.alternatives
+    ]
+    return lines
