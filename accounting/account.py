@@ -369,10 +369,14 @@ class Account:
         terms = self.terms
         whose = "the team's share" if self.shares else "the budget"
         reason = (
-            f"epsilon {shown_epsilon(total)} would be taken of {terms.epsilon:.10g} at delta "
-            f"{terms.delta:g}: the trial needs {requested:.4g} of Rényi divergence (order "
-            f"{terms.order:.4g}) and {max(0.0, free):.4g} of {whose} is free"
+            f"the trial needs {requested:.4g} of Rényi divergence (order {terms.order:.4g}) and "
+            f"{max(0.0, free):.4g} of {whose} is free"
         )
+        if not self.shares:
+            reason = (
+                f"epsilon {shown_epsilon(total)} would be taken of {terms.epsilon:.10g} at delta "
+                f"{terms.delta:g}: {reason}"
+            )
         repetitions = math.floor(max(0.0, free) / step_rdp(request.step, terms.order) * (1 - 1e-9))
         iterations = repetitions * (request.iterations // request.repetitions)
         if iterations:
@@ -526,6 +530,9 @@ class Account:
             return False
         if self.terms.policy == "open":
             limit = self.terms.rdp_limit * self._share(team)
-            return parts_rdp(parts, self.terms.order) <= limit
+            if self.shares:
+                limit = min(limit, self.terms.rdp_limit - self.rdp_of_others(team))
+            # Deciding on one after the other rounds up each time.
+            return parts_rdp(parts, self.terms.order) * (1 + copies * 1e-15) <= limit
         limit, delta = self._limits(team)
         return fits(+parts, epsilon=limit, delta=delta)

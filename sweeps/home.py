@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import sqlalchemy
+from sqlalchemy import exc
 
 from sweeps.errors import HomeError
 
@@ -36,14 +37,18 @@ class Home:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Home":
-        """Reads the three variables; unset or empty ones take their defaults."""
+        """Reads the three variables; unset or empty ones take their defaults.
+
+        Raises:
+            HomeError: If the database's URL cannot be read, or names one that lives in memory.
+        """
         env = os.environ if environment is None else environment
         path = Path(env.get(HOME_VARIABLE) or Path.home() / ".dp-sweeps").expanduser().absolute()
         url = env.get(DATABASE_VARIABLE)
         return cls(
             path=path,
             database_url=(
-                sqlalchemy.make_url(url)
+                _database_url(url)
                 if url
                 else sqlalchemy.URL.create("sqlite", database=str(path / "ledger.db"))
             ),
@@ -108,3 +113,19 @@ class Home:
                 f"{HOME_VARIABLE}={str(self.path)!r} cannot be made: {error.strerror}; allowed is "
                 "a folder that you can write"
             ) from error
+
+
+def _database_url(text: str) -> sqlalchemy.URL:
+    try:
+        url = sqlalchemy.make_url(text)
+    except (exc.ArgumentError, ValueError):  # their messages may quote a password
+        raise HomeError(
+            f"{DATABASE_VARIABLE} cannot be read as a URL; allowed are sqlite:///FILE and "
+            "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+        ) from None
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise HomeError(
+            f"{DATABASE_VARIABLE} names a database in memory, which workers cannot share; allowed "
+            "are a SQLite file and PostgreSQL"
+        )
+    return url

@@ -91,7 +91,8 @@ def test_every_kind_of_entry_has_its_words(command, filled):
     assert said[2].startswith("reserved t-0 for vision: 0.13")
     assert " of rdp, " in said[2]
     assert said[2].endswith(" taken")
-    assert said[5].startswith("refused dear for vision: epsilon ")
+    assert said[5].startswith("refused dear for vision: ")
+    assert "of Rényi divergence" in said[5]
     assert said[6] == "charged t-0: 100 iterations so far"
     assert said[7] == "settled t-0: closed after 100 iterations"
     assert said[8] == "settled t-1: released, nothing of it ran"

@@ -745,3 +745,18 @@ def test_charges_keep_their_laws_in_any_order() -> None:
             stateful_step_count=25,
         ),
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "cannot be read as a URL; allowed are sqlite:///FILE and postgresql"),
+        ("postgresql://person:secret@host:port/db", "cannot be read as a URL"),
+        ("sqlite://", "in memory, which workers cannot share"),
+        ("sqlite:///:memory:", "in memory, which workers cannot share"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(HomeError, match=message) as caught:
+        Home.from_environment({DATABASE_VARIABLE: url})
+    assert "secret" not in str(caught.value)
