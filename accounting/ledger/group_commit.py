@@ -6,7 +6,7 @@ of them in one transaction. Each still gets its own answer, and none before it i
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ from accounting.errors import AccountingError, DatabaseError, LedgerTampered
 from accounting.ledger.transaction import LedgerTransaction
 
 _LARGEST_GROUP = 64
+_PATIENCE_SECS = 1e-3  # about what a commit takes
 
 T = TypeVar("T")
 
@@ -21,8 +22,11 @@ T = TypeVar("T")
 class _Waiting:
     """A request in the queue, and its answer."""
 
-    def __init__(self, operation: Callable[[LedgerTransaction], Any]) -> None:
+    def __init__(
+        self, operation: Callable[[LedgerTransaction], Any], request_ids: Sequence[str]
+    ) -> None:
         self.operation = operation
+        self.request_ids = request_ids
         self.answered = False
         self.answer: Any = None
         self.error: BaseException | None = None
@@ -40,35 +44,58 @@ class GroupCommit:
     ) -> None:
         self._transaction = transaction
         self._queue: list[_Waiting] = []
-        self._queue_lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._change = threading.Condition()
+        self._committing = False
+        self._expected = 1
 
-    def run(self, operation: Callable[[LedgerTransaction], T]) -> T:
+    def run(
+        self, operation: Callable[[LedgerTransaction], T], request_ids: Sequence[str] = ()
+    ) -> T:
         """Runs an operation, and returns its answer once that is durable.
 
         Args:
             operation: Raises before it changes anything, or not at all.
+            request_ids: Reservations that it will look up; read together with the others'.
 
         Raises:
             DatabaseError: The transaction failed, and nothing in it happened.
             AccountingError: As the operation raises; the others in its transaction go on.
         """
-        mine = _Waiting(operation)
-        with self._queue_lock:
+        mine = _Waiting(operation, request_ids)
+        with self._change:
             self._queue.append(mine)
-        with self._turn:
-            while not mine.answered:
-                with self._queue_lock:
-                    group = self._queue[:_LARGEST_GROUP]
-                    del self._queue[:_LARGEST_GROUP]
-                self._commit(group)
+            self._change.notify_all()
+        while not self._answered_by_others(mine):
+            self._commit(self._next_group())
         if mine.error is not None:
             raise mine.error
         return cast("T", mine.answer)
 
+    def _answered_by_others(self, mine: _Waiting) -> bool:
+        """Waits for the answer; false makes this thread the one that commits next."""
+        with self._change:
+            self._change.wait_for(lambda: mine.answered or not self._committing)
+            self._committing = self._committing or not mine.answered
+            return mine.answered
+
+    def _next_group(self) -> list[_Waiting]:
+        """Whoever waits. Those answered together come back together, so they get a moment."""
+        with self._change:
+            try:
+                self._change.wait_for(lambda: len(self._queue) >= self._expected, _PATIENCE_SECS)
+            except BaseException:  # interrupted: somebody else has to commit
+                self._committing = False
+                self._change.notify_all()
+                raise
+            group = self._queue[:_LARGEST_GROUP]
+            del self._queue[:_LARGEST_GROUP]
+            self._expected = len(group)
+        return group
+
     def _commit(self, group: list[_Waiting]) -> None:
         try:
             with self._transaction() as transaction:
+                transaction.look_up([name for w in group for name in w.request_ids])
                 for waiting in group:
                     self._attempt(waiting, transaction)
         except BaseException as error:
@@ -80,8 +107,11 @@ class GroupCommit:
             if not isinstance(error, Exception):
                 raise
         finally:
-            for waiting in group:
-                waiting.answered = True
+            with self._change:
+                for waiting in group:
+                    waiting.answered = True
+                self._committing = False
+                self._change.notify_all()
 
     def _attempt(self, waiting: _Waiting, transaction: LedgerTransaction) -> None:
         before = transaction.journal.appended

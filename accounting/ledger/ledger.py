@@ -330,7 +330,8 @@ class Ledger:
         return self._group.run(
             lambda transaction: transaction.reserve(
                 budget, requests, team=team, dataset_fingerprint=dataset_fingerprint
-            )
+            ),
+            [request.request_id for request in requests],
         )
 
     def _reckon_beforehand(self, budget: str, requests: Sequence[Request], team: str) -> None:
@@ -371,7 +372,8 @@ class Ledger:
             InvalidPrivacyParameter: `iterations` is not an integer from 0 to 1e12.
             LedgerError: There is no such reservation, or it is settled.
         """
-        answer = self._group.run(lambda transaction: transaction.charge(request_id, iterations))
+        name = _validate.name("request_id", request_id)
+        answer = self._group.run(lambda transaction: transaction.charge(name, iterations), [name])
         if isinstance(answer, BudgetExceeded):
             raise answer
         return answer
@@ -382,7 +384,8 @@ class Ledger:
         Raises:
             LedgerError: There is no such reservation.
         """
-        return self._group.run(lambda transaction: transaction.settle(request_id))
+        name = _validate.name("request_id", request_id)
+        return self._group.run(lambda transaction: transaction.settle(name), [name])
 
     def reservation(self, request_id: str) -> Reservation:
         """Returns a reservation.

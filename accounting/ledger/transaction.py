@@ -66,6 +66,9 @@ _SELECTIONS = (
 _RESERVATION = sa.select(reservations).where(
     reservations.c.request_id == sa.bindparam("request_id")
 )
+_RESERVATIONS = sa.select(reservations).where(
+    reservations.c.request_id.in_(sa.bindparam("request_ids", expanding=True))
+)
 _NEW_RESERVATION = reservations.insert()
 _CHANGED_RESERVATION = (
     reservations.update()
@@ -158,6 +161,7 @@ class LedgerTransaction:
         # What is decided in this transaction and written at its end, or before it is read.
         self._accounts: dict[str, tuple[sa.Row[Any], Account]] = {}
         self._new: dict[str, Reservation] = {}
+        self._found: dict[str, Reservation | None] = {}
         self._counts: dict[tuple[str, str, str], list[int]] = {}
 
     def flush(self) -> Head | None:
@@ -165,11 +169,29 @@ class LedgerTransaction:
         if self._new:
             rows = [_row_of(reservation) for reservation in self._new.values()]
             self.connection.execute(_NEW_RESERVATION, rows[0] if len(rows) == 1 else rows)
+            self._found.update(self._new)
             self._new = {}
         for (name, team, key), (committed, charged) in self._counts.items():
             self._write_count(name, team, key, committed, charged)
         self._counts = {}
         return self.journal.flush()
+
+    def look_up(self, request_ids: Sequence[str]) -> None:
+        """Reads reservations that will be asked for, all at once."""
+        known = {*self._found, *self._new}
+        unknown = [name for name in dict.fromkeys(request_ids) if name not in known]
+        for start in range(0, len(unknown), _IDS_AT_A_TIME):
+            some = unknown[start : start + _IDS_AT_A_TIME]
+            self._found.update(dict.fromkeys(some))
+            for row in self.connection.execute(_RESERVATIONS, {"request_ids": some}):
+                self._found[row.request_id] = reservation_of(row)
+
+    def _find(self, request_id: str) -> Reservation | None:
+        if request_id in self._new:
+            return self._new[request_id]
+        if request_id not in self._found:
+            self._found[request_id] = find_reservation(self.connection, request_id)
+        return self._found[request_id]
 
     def _account(self, name: str) -> tuple[sa.Row[Any], Account]:
         if name not in self._accounts:
@@ -281,16 +303,10 @@ class LedgerTransaction:
         asked = [request.request_id for request in requests]
         if len(set(asked)) < len(asked):
             raise LedgerError("two requests made together have the same request_id")
-        known = {name: self._new[name] for name in asked if name in self._new}
-        ids = [name for name in asked if name not in known]
-        if len(ids) == 1:
-            found = find_reservation(self.connection, ids[0])
-            known.update({} if found is None else {ids[0]: found})
-        else:
-            for start in range(0, len(ids), _IDS_AT_A_TIME):
-                some = reservations.c.request_id.in_(ids[start : start + _IDS_AT_A_TIME])
-                for row in self.connection.execute(sa.select(reservations).where(some)):
-                    known[row.request_id] = reservation_of(row)
+        if len(asked) > 1:
+            self.look_up(asked)
+        answers = {request_id: self._find(request_id) for request_id in asked}
+        known = {name: answer for name, answer in answers.items() if answer is not None}
         for request in requests:
             before = known.get(request.request_id)
             if before is not None and (before.budget, before.team, before.mechanism) != (
@@ -357,7 +373,8 @@ class LedgerTransaction:
             return refusal
         facts = {"request_id": request_id, "iterations": iterations}
         self.journal.append("charged", before.budget, facts)
-        self._change(request_id, before.state, iterations)
+        after = dataclasses.replace(before, charged=iterations)
+        self._change(after)
         tally = account.tallies.setdefault(before.team, Tally())
         tally.begun = True
         if isinstance(before.mechanism, Mechanism):
@@ -367,7 +384,7 @@ class LedgerTransaction:
             key = step_key(before.mechanism.step)
             self._count(before.budget, before.team, key, 0, gained)
             tally.charged[before.mechanism.step] += gained
-        return dataclasses.replace(before, charged=iterations)
+        return after
 
     def settle(self, request_id: str) -> Reservation:
         """See `Ledger.settle`."""
@@ -379,10 +396,10 @@ class LedgerTransaction:
         # A list that was begun is closed: what of it never ran still counts.
         keeps = listed and account.tally(before.team).begun
         released = before.charged == 0 and not keeps
-        state = "released" if released else "closed"
-        facts = {"request_id": request_id, "charged": before.charged, "state": state}
+        after = dataclasses.replace(before, state="released" if released else "closed")
+        facts = {"request_id": request_id, "charged": before.charged, "state": after.state}
         self.journal.append("settled", before.budget, facts)
-        self._change(request_id, state, before.charged)
+        self._change(after)
         if isinstance(before.mechanism, Mechanism) and not keeps:
             unused = before.mechanism.repetitions - repetitions_after(
                 before.mechanism, before.charged
@@ -390,18 +407,21 @@ class LedgerTransaction:
             key = step_key(before.mechanism.step)
             self._count(before.budget, before.team, key, -unused, 0)
         self._accounts.pop(before.budget)
-        return dataclasses.replace(before, state=state)
+        return after
 
     def _reservation(self, request_id: str) -> Reservation:
-        self.flush()
-        found = find_reservation(self.connection, _validate.name("request_id", request_id))
+        found = self._find(_validate.name("request_id", request_id))
         if found is None:
             raise LedgerError(f"request {request_id!r}: not in the ledger")
         return found
 
-    def _change(self, request_id: str, state: str, charged: int) -> None:
-        values = {"id": request_id, "to_state": state, "to_charged": charged}
+    def _change(self, after: Reservation) -> None:
+        name = after.request_id
+        if name in self._new:
+            self.flush()
+        values = {"id": name, "to_state": after.state, "to_charged": after.charged}
         self.connection.execute(_CHANGED_RESERVATION, values)
+        self._found[name] = after
 
     def _count(self, name: str, team: str, key: str, committed: int, charged: int) -> None:
         counts = self._counts.setdefault((name, team, key), [0, 0])

@@ -125,8 +125,8 @@ class Points:
             with self.around("commit"):
                 commit(connection)
 
-        Witness.saw = noting
-        engine.dialect.do_commit = committing
+        vars(engine.dialect)["do_commit"] = committing
+        Witness.saw = noting  # pyright: ignore[reportAttributeAccessIssue]
         for moment in ("before_cursor_execute", "after_cursor_execute"):
             event.listen(engine, moment, self.at_statement)
 
