@@ -236,6 +236,7 @@ class LedgerTransaction:
 
     def grant(self, name: str, team: str, share: float, *, by: str = "") -> Budget:
         """See `Ledger.grant`."""
+        _validate.name("budget", name)
         _validate.name("team", team)
         millionths = round(_validate.share("share", share) * WHOLE)
         _, account = self._account(name)

@@ -9,12 +9,14 @@ the rows.
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 from typing import Any, cast
 
 import sqlalchemy as sa
 
+from accounting.account import Spending
 from accounting.errors import DatabaseError, LedgerTampered
 from accounting.ledger.journal import GENESIS, Entry, Head, canonical_json, hash_at, read_entries
 from accounting.ledger.records import spending_from_json
@@ -118,6 +120,8 @@ class _Books:
             return f"speaks of {budget!r}, which was not created before"
         match entry.kind:
             case "budget_created":
+                if facts["name"] != budget:
+                    return f"creates {budget!r} under the name {facts['name']!r}"
                 row = {name: value for name, value in facts.items() if name != "by"}
                 self.budgets[budget] = {**row, "state": "active"}
             case "share_granted":
@@ -128,7 +132,7 @@ class _Books:
             case "reserved" | "refused":
                 return self._decision(entry)
             case "charged":
-                self._charge(facts["request_id"], facts["iterations"])
+                return self._charge(facts["request_id"], facts["iterations"])
             case "charge_refused":
                 pass
             case "settled":
@@ -141,9 +145,9 @@ class _Books:
         facts = entry.facts
         request, verdict = facts["request"], facts["verdict"]
         admitted = entry.kind == "reserved"
-        size = 0
+        size, text = 0, canonical_json(request)
         if admitted:
-            mechanism = spending_from_json(request)
+            mechanism = _spending(text)
             if isinstance(mechanism, Mechanism):
                 size = mechanism.iterations
                 key = (entry.budget, facts["team"], step_key(mechanism.step))
@@ -155,7 +159,7 @@ class _Books:
             "budget": entry.budget,
             "team": facts["team"],
             "state": "open" if admitted else "refused",
-            "request": canonical_json(request),
+            "request": text,
             "verdict": canonical_json(verdict),
             "reserved": size,
             "charged": 0,
@@ -167,12 +171,15 @@ class _Books:
             return f"admits {total!r} where the limit is {verdict['limit']!r}"
         return None
 
-    def _charge(self, request_id: str, iterations: int) -> None:
+    def _charge(self, request_id: str, iterations: int) -> str | None:
         row = self.reservations[request_id]
         before, row["charged"] = row["charged"], iterations
+        if not before < iterations <= row["reserved"]:
+            return f"charges {iterations} of {row['reserved']} after {before}"
         key, repetitions = self._repetitions(row)
         if key is not None:
             self.charged[key] += repetitions(iterations) - repetitions(before)
+        return None
 
     def _settle(self, entry: Entry) -> str | None:
         row = self.reservations[entry.facts["request_id"]]
@@ -187,7 +194,7 @@ class _Books:
 
     def _repetitions(self, row: dict[str, Any]) -> Any:
         """The tally that a reservation counts in, and how iterations count in it."""
-        mechanism = spending_from_json(json.loads(row["request"]))
+        mechanism = _spending(row["request"])
         if not isinstance(mechanism, Mechanism):
             return None, None
 
@@ -224,6 +231,11 @@ class _Books:
                 },
             ),
         ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _spending(text: str) -> Spending:
+    return spending_from_json(json.loads(text))
 
 
 def _compare(

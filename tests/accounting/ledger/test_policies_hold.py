@@ -185,11 +185,14 @@ moves = st.lists(
 )
 
 
-def asked(terms: BudgetTerms, mechanism: Mechanism, power: float) -> Mechanism:
-    """So many iterations as take about 10^power of a budget."""
+def asked(terms: BudgetTerms, mechanism: Mechanism, power: float, taken: float = 0.0) -> Mechanism:
+    """So many iterations as take 10^power of a budget; from 1 on, about what is left of it."""
+    part = 10**power
+    if power > 0 and taken > 0:
+        part = max(0.0, 0.972 + power / 5 - taken / terms.rdp_limit)
     most = terms.rdp_limit / step_rdp(mechanism.step, terms.order)
     bands = getattr(mechanism, "bands", 1)
-    return mechanism.after(min(max(1, round(most * 10**power * bands)), 10**10))
+    return mechanism.after(min(max(1, round(most * part * bands)), 10**10))
 
 
 def play_open(ledger: Ledger, terms: BudgetTerms, pool: list[Mechanism], plan: Any, judge: Any):
@@ -208,7 +211,8 @@ def play_open(ledger: Ledger, terms: BudgetTerms, pool: list[Mechanism], plan: A
         elif move == "settle":
             play.settle(index)
         else:
-            request = asked(terms, pool[index % len(pool)], power)
+            taken = rdp_of(play.counts(), order, judge)
+            request = asked(terms, pool[index % len(pool)], power, taken)
             more = [(request, repetitions(request, request.iterations))]
             would_be = epsilon_of([*play.counts(), *more], order, terms.delta, judge)
             if isinstance(play.reserve(request), Reservation):

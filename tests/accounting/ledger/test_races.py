@@ -6,6 +6,8 @@ Processes and threads get ready, and start together when a pipe is closed.
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -14,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from sqlalchemy import event
 
 from accounting import (
@@ -31,6 +32,7 @@ from accounting import (
 from accounting.ledger.witness import Witness
 from accounting.renyi import epsilon_of_rdp, step_rdp
 
+ROOT = Path(__file__).parents[3]
 SECS = 120
 """After that a thread is taken to wait forever."""
 
@@ -93,15 +95,30 @@ def in_threads(count: int, job: Callable[[int], Any]) -> list[Any]:
     return answers
 
 
-def in_processes(count: int, url: str, job: Callable[[Ledger, int], Any]) -> list[Any]:
-    """What each of several processes answers, each with a ledger of its own."""
+def in_processes(count: int, ledger: Ledger, job: Callable[[Ledger, int], Any]) -> list[Any]:
+    """What each of several processes answers to a function of this file, with its own ledger."""
+    url = ledger.engine.url.render_as_string(hide_password=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", __file__, url, str(count), job.__name__],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=SECS,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def fork(count: int, url: str, job: Callable[[Ledger, int], Any]) -> list[Any]:
+    """Forks several processes; called where there are no threads yet."""
     ready_end, ready = os.pipe()
     start, start_end = os.pipe()
     children: list[tuple[int, int]] = []
     for number in range(count):
         answer_end, answer = os.pipe()
         pid = os.fork()
-        if pid == 0:  # pragma: no cover
+        if pid == 0:
             try:
                 os.close(start_end)
                 ledger = Ledger(url)
@@ -128,18 +145,18 @@ def in_processes(count: int, url: str, job: Callable[[Ledger, int], Any]) -> lis
     return [json.loads(answer) for answer in answers]
 
 
-def reserve(ledger: Ledger, request_id: str, mechanism: Mechanism | None = None) -> str:
+def reserve(ledger: Ledger, request_id: str) -> str:
     try:
-        return ledger.reserve("b", mechanism or trial(), request_id=request_id).state
+        return ledger.reserve("b", trial(), request_id=request_id).state
     except BudgetExceeded:
         return "refused"
 
 
-def text_of(url: sa.URL) -> str:
-    return url.render_as_string(hide_password=False)
-
-
 # -- processes -------------------------------------------------------------------------------
+
+
+def eight_requests(ledger: Ledger, number: int) -> list[Any]:
+    return in_threads(8, lambda thread: reserve(ledger, f"{number}-{thread}"))
 
 
 @pytest.mark.slow
@@ -147,12 +164,7 @@ def text_of(url: sa.URL) -> str:
 def test_of_64_writers_one_gets_the_last_place(ledger: Ledger, policy: str) -> None:
     create(ledger, policy, trials=2.5)
     ledger.reserve("b", trial(), request_id="first")
-    ledger.engine.dispose()  # children must not share connections
-
-    def eight(theirs: Ledger, number: int) -> list[Any]:
-        return in_threads(8, lambda thread: reserve(theirs, f"{number}-{thread}"))
-
-    answers = [a for eight_ in in_processes(8, text_of(ledger.engine.url), eight) for a in eight_]
+    answers = [a for eight in in_processes(8, ledger, eight_requests) for a in eight]
     assert sorted(answers) == ["open"] + ["refused"] * 63
     counts = ledger.status("b").counts
     assert (counts["open"], counts["refused"]) == (2, 63)
@@ -160,30 +172,27 @@ def test_of_64_writers_one_gets_the_last_place(ledger: Ledger, policy: str) -> N
     assert ledger.head().seq == 1 + 1 + 64
 
 
+def one_request(ledger: Ledger, _number: int) -> list[Any]:
+    return in_threads(8, lambda _thread: reserve(ledger, "the-one"))
+
+
 @pytest.mark.slow
 def test_the_same_request_from_everywhere_is_one_request(ledger: Ledger) -> None:
     create(ledger, "open", trials=1.5)
-    ledger.engine.dispose()
-
-    def eight(theirs: Ledger, _number: int) -> list[Any]:
-        return in_threads(8, lambda _thread: reserve(theirs, "the-one"))
-
-    answers = in_processes(4, text_of(ledger.engine.url), eight)
-    assert answers == [["open"] * 8] * 4
+    assert in_processes(4, ledger, one_request) == [["open"] * 8] * 4
     assert ledger.head().seq == 1 + 1
     assert ledger.verify().ok
+
+
+def charges(ledger: Ledger, number: int) -> list[int]:
+    return [ledger.charge("r", iterations).charged for iterations in range(number + 1, 18, 4)]
 
 
 @pytest.mark.slow
 def test_charges_from_several_processes_add_up_to_the_highest(ledger: Ledger) -> None:
     create(ledger, "open", trials=2.5)
     ledger.reserve("b", trial(20), request_id="r")
-    ledger.engine.dispose()
-
-    def charge(theirs: Ledger, number: int) -> list[int]:
-        return [theirs.charge("r", iterations).charged for iterations in range(number + 1, 18, 4)]
-
-    for marks in in_processes(4, text_of(ledger.engine.url), charge):
+    for marks in in_processes(4, ledger, charges):
         assert marks == sorted(marks)  # it never falls
     assert ledger.reservation("r").charged == 17
     noted = [e.facts["iterations"] for e, _ in ledger.entries() if e.kind == "charged"]
@@ -193,35 +202,35 @@ def test_charges_from_several_processes_add_up_to_the_highest(ledger: Ledger) ->
     assert ledger.verify().ok
 
 
+def turn(ledger: Ledger, number: int, thread: int, own: str) -> int:
+    budget = "bc"[number % 2]
+    moves: list[Callable[[], Any]] = [
+        lambda: ledger.reserve(budget, trial(), request_id=own),
+        lambda: ledger.charge(own, 3),
+        lambda: ledger.freeze("c") if thread == 0 else ledger.status("c"),
+        lambda: ledger.thaw("c") if thread == 0 else ledger.status("b"),
+        lambda: ledger.charge(own, 5),
+        lambda: ledger.settle(own),
+        lambda: ledger.verify().ok or 1 / 0,
+    ]
+    for move in moves[number % 3 :] + moves[: number % 3]:
+        with contextlib.suppress(BudgetExceeded, LedgerError):
+            move()
+    return len(moves)
+
+
+def mixture(ledger: Ledger, number: int) -> int:
+    def some(thread: int) -> int:
+        return sum(turn(ledger, number, thread, f"{number}-{thread}-{n}") for n in range(4))
+
+    return sum(in_threads(3, some))
+
+
 @pytest.mark.slow
 def test_a_mix_of_everything_comes_to_an_end_and_adds_up(ledger: Ledger) -> None:
     for name in ("b", "c"):
         create(ledger, "open", trials=30, name=name)
-    ledger.engine.dispose()
-
-    def turn(theirs: Ledger, number: int, thread: int, own: str) -> int:
-        budget = "bc"[number % 2]
-        moves: list[Callable[[], Any]] = [
-            lambda: theirs.reserve(budget, trial(), request_id=own),
-            lambda: theirs.charge(own, 3),
-            lambda: theirs.freeze("c") if thread == 0 else theirs.status("c"),
-            lambda: theirs.thaw("c") if thread == 0 else theirs.status("b"),
-            lambda: theirs.charge(own, 5),
-            lambda: theirs.settle(own),
-            lambda: theirs.verify().ok or 1 / 0,
-        ]
-        for move in moves[number % 3 :] + moves[: number % 3]:
-            with contextlib.suppress(BudgetExceeded, LedgerError):
-                move()
-        return len(moves)
-
-    def mixed(theirs: Ledger, number: int) -> int:
-        def some(thread: int) -> int:
-            return sum(turn(theirs, number, thread, f"{number}-{thread}-{n}") for n in range(4))
-
-        return sum(in_threads(3, some))
-
-    assert in_processes(4, text_of(ledger.engine.url), mixed) == [3 * 4 * 7] * 4
+    assert in_processes(4, ledger, mixture) == [3 * 4 * 7] * 4
     assert ledger.verify().ok
     one = step_rdp(trial().step, ORDER)
     for name in ("b", "c"):
@@ -351,3 +360,8 @@ def test_who_opens_or_verifies_while_another_writes_sees_no_forgery(
     assert next(numbers) >= 3
     reader.close()
     writer.close()
+
+
+if __name__ == "__main__":
+    _, url, count, name = sys.argv
+    print(json.dumps(fork(int(count), url, globals()[name])))  # noqa: T201
