@@ -107,6 +107,11 @@ class Writer:
         """How many entries were appended."""
         return self._appended
 
+    def begin(self, head: Head) -> None:
+        """Tells of the end that was read in this transaction, if nothing was appended yet."""
+        if self.before is None:
+            self.before = head
+
     def append(self, kind: str, budget: str, facts: Mapping[str, Any]) -> None:
         """Adds an entry; it is in the database once `flush` returned and the rest commits."""
         if self.before is None:

@@ -25,7 +25,12 @@ from accounting.account import (
     Tally,
     Verdict,
 )
-from accounting.errors import BudgetExceeded, InvalidPrivacyParameter, LedgerError
+from accounting.errors import (
+    BudgetExceeded,
+    InvalidPrivacyParameter,
+    LedgerError,
+    LedgerTampered,
+)
 from accounting.ledger.journal import Head, Writer, canonical_json
 from accounting.ledger.records import (
     Budget,
@@ -37,7 +42,7 @@ from accounting.ledger.records import (
     spending_to_json,
     terms_of,
 )
-from accounting.ledger.tables import budgets, reservations, shares, tallies
+from accounting.ledger.tables import budgets, journal, reservations, shares, tallies
 from accounting.mechanism import Mechanism, step_from_key, step_key
 from accounting.selection import Selection
 
@@ -45,9 +50,13 @@ from accounting.selection import Selection
 
 
 # Built once: building a statement takes as long as running it.
+_LAST = sa.select(sa.func.max(journal.c.seq)).scalar_subquery()
 _BUDGET = sa.select(
     budgets,
     sa.exists().where(shares.c.budget == budgets.c.name).label("divided"),
+    # The journal's end, which whoever decides will need.
+    _LAST.label("last_seq"),
+    sa.select(journal.c.hash).where(journal.c.seq == _LAST).scalar_subquery().label("last_hash"),
 ).where(budgets.c.name == sa.bindparam("name"))
 _SHARES = sa.select(shares.c.team, shares.c.millionths).where(
     shares.c.budget == sa.bindparam("name")
@@ -197,6 +206,9 @@ class LedgerTransaction:
         if name not in self._accounts:
             self.flush()  # What is pending counts, too.
             row = budget_row(self.connection, name)
+            if row.last_seq is None:
+                raise LedgerTampered(f"budget {name!r} is there, and the journal is empty")
+            self.journal.begin(Head(row.last_seq, row.last_hash))
             self._accounts[name] = row, _account_of(self.connection, row)
         return self._accounts[name]
 
