@@ -32,7 +32,10 @@ class InvalidPrivacyParameter(AccountingError, ValueError):
         super().__init__(field, value, allowed)
 
     def __str__(self) -> str:
-        shown = repr(self.value)
+        try:
+            shown = repr(self.value)
+        except ValueError:  # an integer of more digits than Python is willing to write
+            shown = "a number"
         if len(shown) > 80:
             shown = shown[:77] + "..."
         return f"{self.field} must be {self.allowed}, got {shown} ({type(self.value).__name__})"

@@ -177,6 +177,7 @@ def shown_epsilon(epsilon: float) -> str:
     """Four significant digits, rounded up, so that no text promises more than was computed."""
     if epsilon == 0 or math.isinf(epsilon):
         return f"{epsilon:g}"
+    epsilon = max(epsilon, 1e-300)  # below, the digits run out
     unit = 10.0 ** (math.floor(math.log10(epsilon)) - 3)
     return f"{math.ceil(epsilon / unit - 1e-9) * unit:.4g}"
 

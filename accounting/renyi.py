@@ -223,8 +223,11 @@ def best_rdp_order(epsilon: float, delta: float, parts: Mapping[Step, int]) -> f
         AccountingError: The computation failed.
     """
     epsilon, delta = _validate.positive("epsilon", epsilon), _validate.delta("delta", delta)
+    given: object = parts
+    if not isinstance(given, Mapping) or not all(isinstance(step, Step) for step in parts):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidPrivacyParameter("parts", given, "a mapping of steps to integers")
     if not any(_validate.steps("count", count) for count in parts.values()):
-        raise InvalidPrivacyParameter("parts", dict(parts), "at least one step")
+        raise InvalidPrivacyParameter("parts", given, "at least one step")
 
     def repetitions(order: float) -> float:
         limit = rdp_limit(epsilon, delta, order)

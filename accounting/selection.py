@@ -237,8 +237,9 @@ def selection_epsilon(selections: Sequence[Selection], *, delta: float) -> float
         AccountingError: The computation failed.
     """
     delta = _validate.delta("delta", delta)
-    if not selections:
-        raise InvalidPrivacyParameter("selections", selections, "at least one Selection")
+    given: list[object] = [*selections] if isinstance(selections, (list, tuple)) else []
+    if not given or not all(isinstance(one, Selection) for one in given):
+        raise InvalidPrivacyParameter("selections", selections, "a list of at least one Selection")
     _distinct([candidate for selection in selections for candidate in selection.candidates])
     curves = [selection_rdp(selection)[1] for selection in selections]
     total = np.sum(curves, axis=0) * (1 + _MARGIN)

@@ -188,6 +188,7 @@ class Ledger:
                 terms=terms,
                 one_off=one_off,
                 by=by,
+                any_order=rdp_order is None,
             )
 
     def grant(self, name: str, team: str, share: float, *, by: str = "") -> Budget:

@@ -221,8 +221,9 @@ class LedgerTransaction:
         terms: BudgetTerms,
         one_off: bool = False,
         by: str = "",
+        any_order: bool = False,
     ) -> Budget:
-        """See `Ledger.create_budget`."""
+        """See `Ledger.create_budget`; `any_order`: a budget of another order is the same, too."""
         if not isinstance(one_off, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidPrivacyParameter("one_off", one_off, "True or False")
         row = {
@@ -236,7 +237,8 @@ class LedgerTransaction:
             sa.select(budgets).where(budgets.c.name == name)
         ).one_or_none()
         if found is not None:
-            if any(getattr(found, field) != value for field, value in row.items()):
+            compared = row.keys() - ({"rdp_order"} if any_order else set())
+            if any(getattr(found, field) != row[field] for field in compared):
                 raise LedgerError(f"budget {name!r}: exists already, with other terms")
             return budget_of(found, read_shares(self.connection, name))
         now = time.time()

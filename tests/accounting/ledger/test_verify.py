@@ -227,6 +227,7 @@ SAYS_ALL = ("frozen", "thawed", "charge_refused")
 """Kinds whose facts no row follows from."""
 
 
+@pytest.mark.slow
 def test_facts_that_are_missing_or_senseless_are_problems_not_failures(
     file: Path, raw: sqlite3.Connection
 ) -> None:
