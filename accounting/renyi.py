@@ -20,6 +20,7 @@ References:
     Proposition 12, https://arxiv.org/abs/2004.00010
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -85,7 +86,19 @@ def step_rdp(step: Step, order: float) -> float:
         Never below the larger of the divergences in both directions, up to rounding errors of
         double precision, for which there is a margin.
     """
-    return _cached_step_rdp(step, validated_order(order))
+    return _cached_step_rdp(_normal(step), validated_order(order))
+
+
+def _normal(step: Step) -> Step:
+    """The step with plain floats: a truth value equals a number, and must not find its result."""
+    numbers = step.noise_multiplier, step.sampling_prob
+    if all(type(number) is float for number in numbers):
+        return step
+    return dataclasses.replace(
+        step,
+        noise_multiplier=_validate.positive("noise_multiplier", step.noise_multiplier),
+        sampling_prob=_validate.probability("sampling_prob", step.sampling_prob),
+    )
 
 
 @functools.lru_cache(maxsize=65536)
@@ -119,7 +132,7 @@ def parts_rdp(parts: Mapping[Step, int], order: float) -> float:
     for step, count in parts.items():
         count = _validate.steps("count", count)
         if count > 0:
-            costs.append(count * _cached_step_rdp(step, order))
+            costs.append(count * _cached_step_rdp(_normal(step), order))
     return math.fsum(costs) * (1 + _ROUNDING)
 
 

@@ -31,6 +31,7 @@ from sqlalchemy import exc
 
 from accounting import BudgetTerms, DpSgdMechanism, LedgerError
 from accounting.database.connection import connect
+from accounting.database.schema import Schema
 from accounting.ledger.tables import SCHEMA as LEDGER_SCHEMA
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Attempt, NewSweep, NewTrial, Store, open_store
@@ -517,15 +518,15 @@ def test_two_first_users_create_one_schema(environment: dict[str, str], home: Ho
     assert [process.returncode for process in processes] == [0, 0, 0]
     engine = open_database(home)
     assert everything(engine)[SCHEMA.version_table] == [f"('{SCHEMA.revisions[-1]}',)"]
-    assert differences(engine) == []
+    assert differences(engine, SCHEMA) == []
     engine.dispose()
 
 
 # -- the tables, and how they came to be -----------------------------------------------------
 
 
-def differences(engine: sa.Engine) -> Sequence[Any]:
-    """What the database has other than the metadata says."""
+def differences(engine: sa.Engine, *schemas: Schema) -> Sequence[Any]:
+    """What the database has other than the metadata of these schemas says."""
     version_tables = {SCHEMA.version_table, LEDGER_SCHEMA.version_table}
     with reading(engine) as connection:
         options = {
@@ -534,14 +535,14 @@ def differences(engine: sa.Engine) -> Sequence[Any]:
         }
         context = MigrationContext.configure(connection, opts=options)
         expected = sa.MetaData()
-        for schema in (SCHEMA, LEDGER_SCHEMA):
+        for schema in schemas:
             for table in schema.metadata.sorted_tables:
                 table.to_metadata(expected)
         return compare_metadata(context, expected)
 
 
 def test_the_revisions_make_the_tables_that_the_code_expects(engine: sa.Engine) -> None:
-    assert differences(engine) == []
+    assert differences(engine, SCHEMA, LEDGER_SCHEMA) == []
 
 
 def test_the_newest_revision_is_the_end_of_the_line() -> None:
@@ -587,7 +588,7 @@ def test_a_former_database_is_adopted_with_its_rows(home: Home, former: sa.Engin
     assert before.pop("schema_version") == ["(1,)"]
     assert after.pop(SCHEMA.version_table) == [f"('{SCHEMA.revisions[-1]}',)"]
     assert after == before
-    assert differences(engine) == []
+    assert differences(engine, SCHEMA) == []
     engine.dispose()
 
 
