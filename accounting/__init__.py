@@ -44,7 +44,9 @@ from accounting.mechanism import (
     Mechanism,
     NeighboringRelation,
     PrivacyUnit,
+    SampledGaussian,
     TruncatedDpSgdMechanism,
+    TruncatedSampledGaussian,
 )
 from accounting.policies import (
     GUARANTEES,
@@ -87,8 +89,10 @@ __all__ = [
     "PrivacyUnit",
     "Request",
     "Reservation",
+    "SampledGaussian",
     "Selection",
     "TruncatedDpSgdMechanism",
+    "TruncatedSampledGaussian",
     "Verdict",
     "Verification",
     "best_rdp_order",

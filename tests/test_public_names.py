@@ -31,6 +31,26 @@ def test_calibration():
     assert noise == pytest.approx(1.5, rel=2e-3)
 
 
+def test_ledger():
+    ledger = accounting.Ledger("sqlite://")
+    ledger.create_budget(
+        "b", dataset="d", dataset_fingerprint="f", epsilon=10.0, delta=1e-5, policy="open"
+    )
+    mechanism = accounting.DpSgdMechanism(
+        noise_multiplier=1.5, sampling_prob=0.04, iterations=2250, neighboring_relation="zero_out"
+    )
+    ledger.reserve("b", mechanism, request_id="first")
+    assert ledger.charge("first", 1000).charged == 1000
+    with pytest.raises(accounting.BudgetExceeded) as refused:
+        ledger.reserve("b", mechanism, request_id="second")
+    error = refused.value
+    assert error.requested + error.spent + error.reserved > error.limit > 0
+    assert ledger.settle("first").state == "closed"
+    assert ledger.verify().ok
+    assert issubclass(accounting.InvalidPrivacyParameter, ValueError)
+    ledger.close()
+
+
 def test_clipped_grad_is_where_it_is_expected():
     assert next(iter(inspect.signature(clipped_grad).parameters)) == "fun"
 
