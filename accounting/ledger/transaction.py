@@ -8,6 +8,7 @@ A refusal is an answer here, not an error, because it has to be committed with t
 """
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from accounting.account import (
     Account,
     BudgetState,
     BudgetTerms,
+    Spending,
     Tally,
     Verdict,
 )
@@ -189,6 +191,9 @@ class LedgerTransaction:
         """Reads reservations that will be asked for, all at once."""
         known = {*self._found, *self._new}
         unknown = [name for name in dict.fromkeys(request_ids) if name not in known]
+        if len(unknown) == 1:
+            self._find(unknown[0])
+            return
         for start in range(0, len(unknown), _IDS_AT_A_TIME):
             some = unknown[start : start + _IDS_AT_A_TIME]
             self._found.update(dict.fromkeys(some))
@@ -458,13 +463,18 @@ class LedgerTransaction:
             )
 
 
+@functools.lru_cache(maxsize=4096)
+def _request_text(mechanism: Spending) -> str:
+    return canonical_json(spending_to_json(mechanism))
+
+
 def _row_of(reservation: Reservation) -> dict[str, Any]:
     return {
         "request_id": reservation.request_id,
         "budget": reservation.budget,
         "team": reservation.team,
         "state": reservation.state,
-        "request": canonical_json(spending_to_json(reservation.mechanism)),
+        "request": _request_text(reservation.mechanism),
         "verdict": canonical_json(reservation.verdict.to_json()),
         "reserved": reservation.reserved,
         "charged": reservation.charged,
