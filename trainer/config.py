@@ -14,8 +14,20 @@ from typing import Any, Literal, get_args
 
 from trainer.errors import ConfigError
 
-ModelName = Literal["logistic_regression", "mlp", "cnn"]
+ModelName = Literal[
+    "logistic_regression",
+    "mlp",
+    "cnn",
+    "resnet18",
+    "wrn_16_4",
+    "wrn_40_4",
+    "vit_tiny",
+    "vit_small",
+    "vit_base",
+]
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"]
+ClippingModeName = Literal["flat", "per_layer", "automatic", "quantile"]
+ClippingEngine = Literal["auto", "vmap", "two_pass", "book_keeping"]
 Scaling = Literal["unit_norm", "per_image_standardization", "divide_by_255"]
 NeighboringRelation = Literal["zero_out", "add_or_remove_one"]
 Accountant = Literal["pld", "rdp"]
@@ -83,6 +95,49 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ClippingConfig:
+    """How per-example gradients are clipped, and how that is computed.
+
+    Every mode bounds what one example adds to the sum by the clip norm, so all are accounted
+    alike. `quantile` moves that clip norm from step to step (Andrew et al. 2021,
+    "Differentially Private Learning with Adaptive Clipping", arXiv 1905.03871); the three
+    numbers below are read in that mode alone.
+
+    Attributes:
+        mode: ``flat``, ``per_layer`` or ``automatic`` (`trainer.clipping`) with a fixed clip
+            norm, or ``quantile``: flat, with a clip norm that follows a quantile of the norms.
+        target_quantile: Fraction of gradients that the clip norm should leave unclipped, in
+            (0, 1); the paper's gamma.
+        learning_rate: Step size of the clip norm's geometric update, > 0; the paper's eta_C.
+        count_noise_stddev: Noise on the number of unclipped gradients in a step, > 0; the
+            paper's sigma_b. None is ``expected_batch_size / 20``, as the paper suggests.
+        engine: How gradients are computed. Neither this nor the next touches the mechanism.
+        microbatch_size: Examples processed at a time, >= 1; None lets the engine choose.
+    """
+
+    mode: ClippingModeName = "flat"
+    target_quantile: float = 0.5
+    learning_rate: float = 0.2
+    count_noise_stddev: float | None = None
+    engine: ClippingEngine = "auto"
+    microbatch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("clipping.mode", self.mode, get_args(ClippingModeName))
+        _one_of("clipping.engine", self.engine, get_args(ClippingEngine))
+        _number("clipping.target_quantile", self.target_quantile, low=0.0, high=1.0)
+        if self.target_quantile == 1:
+            raise ConfigError(
+                f"clipping.target_quantile={self.target_quantile!r}: allowed is a number in (0, 1)"
+            )
+        _number("clipping.learning_rate", self.learning_rate, low=0.0)
+        if self.count_noise_stddev is not None:
+            _number("clipping.count_noise_stddev", self.count_noise_stddev, low=0.0)
+        if self.microbatch_size is not None:
+            _positive_int("clipping.microbatch_size", self.microbatch_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialConfig:
     """One configuration of one trial.
 
@@ -91,8 +146,10 @@ class TrialConfig:
         model: The model.
         optimizer: One of `OptimizerName`, as in optax.
         learning_rate: Step size, > 0.
-        l2_clip_norm: Bound on one example's gradient norm, > 0.
-        noise_multiplier: Noise standard deviation / sensitivity, > 0.
+        l2_clip_norm: Bound on one example's gradient norm, > 0; with `quantile` clipping the
+            first of them.
+        noise_multiplier: Noise standard deviation / sensitivity, > 0, of everything that a
+            step releases together.
         sampling_prob: Probability with which each example joins a batch, in (0, 1].
         expected_batch_size: Divisor of the noisy sum, > 0: a public number, never the
             realised batch size.
@@ -102,6 +159,7 @@ class TrialConfig:
         accountant: ``pld`` or ``rdp``.
         neighboring_relation: Which data sets count as neighbours.
         seed: Steers initialisation alone; noise and sampling never see it.
+        clipping: How gradients are clipped.
     """
 
     data: DataConfig
@@ -118,6 +176,7 @@ class TrialConfig:
     accountant: Accountant = "pld"
     neighboring_relation: NeighboringRelation = "zero_out"
     seed: int = 0
+    clipping: ClippingConfig = dataclasses.field(default_factory=ClippingConfig)
 
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, get_args(OptimizerName))
@@ -136,6 +195,26 @@ class TrialConfig:
             _positive_int(field, getattr(self, field))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ConfigError(f"seed={self.seed!r}: allowed is a whole number >= 0")
+        self._check_count_leaves_something()
+
+    @property
+    def count_noise_stddev(self) -> float | None:
+        """Noise on a step's number of unclipped gradients; None where none is released."""
+        if self.clipping.mode != "quantile":
+            return None
+        given = self.clipping.count_noise_stddev
+        return self.expected_batch_size / 20 if given is None else given
+
+    def _check_count_leaves_something(self) -> None:
+        """The count alone must cost less than a step may (`trainer.plan.noise_of_gradients`)."""
+        stddev, least = self.count_noise_stddev, self.noise_multiplier / 2
+        if stddev is not None and not stddev > least:
+            origin = "" if self.clipping.count_noise_stddev else " (expected_batch_size / 20)"
+            raise ConfigError(
+                f"clipping.count_noise_stddev={stddev!r}{origin}: allowed is a number "
+                f"> {least:g}, half of noise_multiplier={self.noise_multiplier!r}; with less, the "
+                "count alone would cost all that a step may, and leave nothing for the gradients"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as plain JSON data."""
@@ -152,7 +231,12 @@ class TrialConfig:
             model = dict(data["model"])
             for sizes in ("hidden_sizes", "channels"):
                 model[sizes] = tuple(model[sizes])
-            sections = {"data": DataConfig(**data["data"]), "model": ModelConfig(**model)}
+            sections = {
+                "data": DataConfig(**data["data"]),
+                "model": ModelConfig(**model),
+                # What was written before there was a choice was clipped flat.
+                "clipping": ClippingConfig(**data.get("clipping", {})),
+            }
             return cls(**{**data, **sections})
         except (KeyError, TypeError) as error:
             raise ConfigError(f"not a trial's configuration: {error}") from error
