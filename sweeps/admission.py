@@ -22,6 +22,7 @@ from sweeps.search_space import (
     candidates,
     expand,
     public_num_examples,
+    sampling_prob,
     trial_config,
 )
 from sweeps.spec.domains import CALIBRATED
@@ -30,7 +31,7 @@ from trainer.checkpoints import architecture, check_initial_params
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.dataset_location import find_or_prepare
 from trainer.datasets import DatasetInfo, describe
-from trainer.errors import CheckpointError, DatasetError
+from trainer.errors import CheckpointError, ConfigError, DatasetError
 from trainer.plan import mechanism_of
 
 
@@ -41,7 +42,8 @@ class Proposal:
     Attributes:
         number: Place in the sweep, from 0.
         shown: The hyperparameters by name, as a person sees them.
-        config: What would be trained; None where no noise meets the target.
+        config: What would be trained; None where no noise meets the target, or the count of
+            `quantile` clipping leaves nothing for the gradients.
         decision: Whether it may, and why; `epsilon` is the trial's by itself.
         asks_budget: Whether the budget has to decide; otherwise the specification's own limit
             for one trial has refused it.
@@ -105,7 +107,7 @@ class Plan:
     @property
     def guarantee(self) -> str:
         """What the spec's policy promises, in words."""
-        return guarantee(self.spec.privacy.model_dump())
+        return guarantee(self.spec.privacy.model_dump(), self.spec.clipping.model_dump())
 
     @property
     def admitted(self) -> list[Proposal]:
@@ -348,23 +350,27 @@ class _Proposer:
         self._calibrate = _Calibrator(spec, dataset, limit)
 
     def __call__(self, number: int, setting: Hyperparameters) -> Proposal:
+        num_examples = self._dataset.num_train
+        # Refuses a batch larger than the data, whatever the noise is.
+        prob = sampling_prob(self._spec, setting, num_examples)
+        shown = {**dataclasses.asdict(setting), "sampling_prob": prob}
         noise, refusal = self._calibrate(setting)
-        # Building it also refuses a batch larger than the data, whatever the noise is.
-        config = trial_config(
-            self._spec,
-            setting,
-            num_examples=self._dataset.num_train,
-            noise_multiplier=1.0 if noise is None else noise,
-        )
-        shown = {**dataclasses.asdict(setting), "sampling_prob": config.sampling_prob}
-        if noise is None:
+        config = None
+        if noise is not None:
+            shown["noise_multiplier"] = noise
+            try:
+                config = trial_config(
+                    self._spec, setting, num_examples=num_examples, noise_multiplier=noise
+                )
+            except ConfigError as error:
+                refusal = str(error)
+        if config is None:
             decision = accounting.Decision(
                 admitted=False, epsilon=math.inf, delta=self._limit.delta, reason=refusal
             )
             return Proposal(
                 number=number, shown=shown, config=None, decision=decision, asks_budget=False
             )
-        shown["noise_multiplier"] = noise
         decision = accounting.check_per_trial(
             mechanism_of(config), self._limit, accountant=self._spec.privacy.accountant
         )
@@ -391,8 +397,6 @@ class _Calibrator:
         return self._known[question]
 
     def _calibrate(self, batch_size: float, iterations: int) -> tuple[float | None, str]:
-        if batch_size > self._num_examples:
-            return 1.0, ""  # `trial_config` refuses it in words
         try:
             return accounting.calibrate_noise_multiplier(
                 target_epsilon=self._target_epsilon,

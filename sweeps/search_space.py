@@ -14,7 +14,7 @@ import numpy as np
 from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import CALIBRATED, Domain, Value, step_indices
 from sweeps.spec.sweep_spec import SweepSpec
-from trainer.config import DataConfig, ModelConfig, OptimizerName, TrialConfig
+from trainer.config import ClippingConfig, DataConfig, ModelConfig, OptimizerName, TrialConfig
 
 # Slowest first. Neighbours in the list differ in what is cheap to change: settings that share
 # a batch size share a compiled program and one reckoning of their privacy.
@@ -195,6 +195,31 @@ def public_num_examples(spec: SweepSpec, num_examples: int | None) -> int:
     return size
 
 
+def sampling_prob(
+    spec: SweepSpec, hyperparameters: Hyperparameters, num_examples: int | None
+) -> float:
+    """The probability with which an example joins a step.
+
+    Args:
+        spec: The specification.
+        hyperparameters: One setting of `expand`.
+        num_examples: The data set's size, as in `public_num_examples`.
+
+    Raises:
+        SpecError: The expected batch is larger than the data set.
+        ValueError: `num_examples` is missing.
+    """
+    public_size = public_num_examples(spec, num_examples)
+    batch = hyperparameters.expected_batch_size
+    if batch > public_size:
+        message = (
+            f"expected_batch_size {batch:g} exceeds the {public_size} examples of "
+            f"{spec.data.name} {spec.data.train_split}; allowed: at most {public_size}"
+        )
+        raise SpecError([Problem(message=message, key_path="search_space.expected_batch_size")])
+    return batch / public_size
+
+
 def trial_config(
     spec: SweepSpec,
     hyperparameters: Hyperparameters,
@@ -212,6 +237,7 @@ def trial_config(
 
     Raises:
         SpecError: The expected batch is larger than the data set.
+        ConfigError: With `quantile` clipping, the count leaves nothing for the gradients.
         ValueError: `noise_multiplier` is not the setting's own, or `num_examples` is missing.
     """
     if hyperparameters.noise_multiplier not in (CALIBRATED, noise_multiplier):
@@ -219,14 +245,6 @@ def trial_config(
             f"noise_multiplier={noise_multiplier!r}: the setting says "
             f"{hyperparameters.noise_multiplier!r}"
         )
-    public_size = public_num_examples(spec, num_examples)
-    batch = hyperparameters.expected_batch_size
-    if batch > public_size:
-        message = (
-            f"expected_batch_size {batch:g} exceeds the {public_size} examples of "
-            f"{spec.data.name} {spec.data.train_split}; allowed: at most {public_size}"
-        )
-        raise SpecError([Problem(message=message, key_path="search_space.expected_batch_size")])
     return TrialConfig(
         data=DataConfig(
             name=spec.data.name,
@@ -245,12 +263,13 @@ def trial_config(
         learning_rate=hyperparameters.learning_rate,
         l2_clip_norm=hyperparameters.l2_clip_norm,
         noise_multiplier=noise_multiplier,
-        sampling_prob=batch / public_size,
-        expected_batch_size=batch,
+        sampling_prob=sampling_prob(spec, hyperparameters, num_examples),
+        expected_batch_size=hyperparameters.expected_batch_size,
         iterations=hyperparameters.iterations,
         report_every_steps=spec.report_every_steps,
         target_delta=spec.privacy.target_delta,
         accountant=spec.privacy.accountant,
         neighboring_relation=spec.privacy.neighboring_relation,
         seed=spec.seed,
+        clipping=ClippingConfig(**spec.clipping.model_dump()),
     )

@@ -21,7 +21,9 @@ from typing import Any
 from trainer.config import ModelConfig, TrialConfig
 from trainer.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
+# Format 1 knew no clip norm: every trial's was fixed by its configuration.
+_READABLE_FORMATS = (1, FORMAT)
 _MANIFEST = "checkpoint.json"
 
 
@@ -35,6 +37,7 @@ class Manifest:
         dataset_fingerprint: Of the protected data that it was trained on.
         config_digest: Of everything that must agree for the trial to go on (`config_digest`).
         files: Relative path of every file to its SHA-256.
+        l2_clip_norm: Of the next step; None in format 1, whose trials never changed it.
     """
 
     step: int
@@ -42,17 +45,18 @@ class Manifest:
     dataset_fingerprint: str
     config_digest: str
     files: dict[str, str]
+    l2_clip_norm: float | None = None
 
 
 def architecture(
     model: ModelConfig, image_shape: tuple[int, ...], num_classes: int
 ) -> dict[str, Any]:
     """What two models must share for parameters of one to fit the other."""
+    # The other models' sizes go with their names.
     sizes: dict[str, Any] = {
-        "logistic_regression": {},
         "mlp": {"hidden_sizes": list(model.hidden_sizes)},
         "cnn": {"channels": list(model.channels)},
-    }[model.name]
+    }.get(model.name, {})
     shape = list(image_shape)
     return {"model": model.name, **sizes, "image_shape": shape, "num_classes": num_classes}
 
@@ -61,11 +65,24 @@ def config_digest(config: TrialConfig) -> str:
     """SHA-256 over a configuration, without what a continued trial may change.
 
     Those are ``iterations`` and ``report_every_steps``: a trial may be extended or reported on
-    more often. Everything else would make it another mechanism or another model.
+    more often. So are ``clipping.engine`` and ``clipping.microbatch_size``, which change how the
+    same is computed, and what the clipping mode does not read. Everything else would make it
+    another mechanism or another model.
+
+    A trial that is clipped flat has the digest that it had before there was a choice.
     """
     facts = dataclasses.asdict(config)
-    for free in ("iterations", "report_every_steps"):
+    for free in ("iterations", "report_every_steps", "clipping"):
         del facts[free]
+    clipping = config.clipping
+    if clipping.mode != "flat":
+        facts["clipping"] = {"mode": clipping.mode}
+    if clipping.mode == "quantile":
+        facts["clipping"] |= {
+            "target_quantile": clipping.target_quantile,
+            "learning_rate": clipping.learning_rate,
+            "count_noise_stddev": config.count_noise_stddev,
+        }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -78,6 +95,7 @@ def save_checkpoint(
     architecture: dict[str, Any],
     dataset_fingerprint: str,
     config_digest: str,
+    l2_clip_norm: float | None = None,
 ) -> None:
     """Writes a checkpoint atomically; one that is already at ``path`` is replaced.
 
@@ -89,6 +107,7 @@ def save_checkpoint(
         architecture: From `architecture`.
         dataset_fingerprint: Of the protected data set.
         config_digest: From `config_digest`.
+        l2_clip_norm: Of the next step; None is that of the configuration.
     """
     import jax
 
@@ -106,6 +125,7 @@ def save_checkpoint(
         "architecture": architecture,
         "dataset_fingerprint": dataset_fingerprint,
         "config_digest": config_digest,
+        "l2_clip_norm": l2_clip_norm,
         "files": _digests(partial),
     }
     with open(partial / _MANIFEST, "w", encoding="utf-8") as file:
@@ -136,8 +156,9 @@ def read_manifest(path: Path) -> Manifest:
         raise CheckpointError(f"{where}: not a checkpoint, it holds no {_MANIFEST}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{where}: not a checkpoint, its {_MANIFEST} is damaged") from None
-    if known != FORMAT:
-        raise CheckpointError(f"{where}: has format {known!r}; this version reads {FORMAT}")
+    if known not in _READABLE_FORMATS:
+        readable = " and ".join(map(str, _READABLE_FORMATS))
+        raise CheckpointError(f"{where}: has format {known!r}; this version reads {readable}")
     if _digests(path) != manifest.files:
         raise CheckpointError(f"{where}: damaged, its files differ from its {_MANIFEST}")
     return manifest

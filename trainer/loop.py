@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 import accounting
 from trainer.checkpoints import (
@@ -35,7 +36,7 @@ from trainer.models import init_params, make_model
 from trainer.optimizers import make_optimizer
 from trainer.plan import make_plan
 from trainer.reporting import Outcome, TrialReport
-from trainer.segment import Traced, TrainState, draw_rows, make_segment
+from trainer.segment import QuantileTraced, Traced, TrainState, draw_rows, make_segment
 
 ChargeFn = Callable[[int], int]
 """Makes "this branch has taken ``step`` steps" durable, and returns how many iterations the
@@ -155,13 +156,26 @@ class _Trial:
         info = data.info
         self.plan = make_plan(config, info.num_train)
         self.model = make_model(config.model, info.num_classes)
-        self.segment = make_segment(self.model, config.optimizer)
+        clipping = config.clipping
+        self.segment = make_segment(
+            self.model,
+            config.optimizer,
+            clipping.mode,
+            clipping.engine,
+            clipping.microbatch_size,
+        )
         self.architecture = architecture(config.model, info.image_shape, info.num_classes)
         self.traced = Traced(
             learning_rate=config.learning_rate,
-            l2_clip_norm=self.plan.l2_clip_norm,
-            noise_multiplier=self.plan.mechanism.noise_multiplier,
+            noise_multiplier=self.plan.grad_noise_multiplier,
             expected_batch_size=self.plan.expected_batch_size,
+            quantile=None
+            if self.plan.count_noise_stddev is None
+            else QuantileTraced(
+                target_quantile=clipping.target_quantile,
+                learning_rate=clipping.learning_rate,
+                count_noise_stddev=self.plan.count_noise_stddev,
+            ),
         )
         self.steps_per_call = min(config.report_every_steps, _MAX_SEGMENT_STEPS)
 
@@ -170,24 +184,29 @@ class _Trial:
         config, info = self.config, self.data.info
         params = init_params(self.model, info.image_shape, config.seed)
         opt_state = make_optimizer(config.optimizer, config.learning_rate).init(params)
+        clip_norm = self.plan.l2_clip_norm
         if resume_from is not None:
             manifest = read_manifest(resume_from)
             self._check_same_trial(resume_from, manifest)
             params = load_params(resume_from, params)
             opt_state = load_opt_state(resume_from, opt_state)
-            return jax.device_put(TrainState(params, opt_state)), manifest.step
+            # A checkpoint that knows none is of a trial whose clip norm never changed.
+            clip_norm = clip_norm if manifest.l2_clip_norm is None else manifest.l2_clip_norm
+            state = TrainState(params, opt_state, jnp.float32(clip_norm))
+            return jax.device_put(state), manifest.step
         if config.model.init_from is not None:
             path = Path(config.model.init_from)
             check_initial_params(path, self.architecture, info.fingerprint)
             params = jax.device_put(load_params(path, params))
-        return TrainState(params, opt_state), 0
+        return TrainState(params, opt_state, jnp.float32(clip_norm)), 0
 
     def _check_same_trial(self, path: Path, manifest: Manifest) -> None:
         ours = (config_digest(self.config), self.data.info.fingerprint, self.architecture)
         if ours != (manifest.config_digest, manifest.dataset_fingerprint, manifest.architecture):
             raise CheckpointError(
                 f"checkpoint {str(path)!r}: belongs to another configuration or data set; "
-                "allowed is one of this trial (iterations and report_every_steps may differ)"
+                "allowed is one of this trial (iterations, report_every_steps, clipping.engine "
+                "and clipping.microbatch_size may differ)"
             )
 
     def advance(self, state: TrainState, keys: BranchKeys, start: int, stop: int) -> TrainState:
@@ -217,6 +236,7 @@ class _Trial:
             delta=self.config.target_delta,
             eval_accuracy=accuracy,
             eval_loss=loss,
+            l2_clip_norm=float(state.l2_clip_norm),
             outcome=outcome,
         )
 
@@ -227,6 +247,7 @@ class _Trial:
             newest,
             params=state.params,
             opt_state=state.opt_state,
+            l2_clip_norm=float(state.l2_clip_norm),
             step=step,
             architecture=self.architecture,
             dataset_fingerprint=self.data.info.fingerprint,

@@ -1,4 +1,4 @@
-"""Gaussian noise, one independent draw per parameter."""
+"""Gaussian noise: one independent draw per parameter, and one for a count."""
 
 from typing import Any
 
@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 
 KEY_IMPL = "threefry2x32"
+
+# What is folded into a step's key for its count. `jax.random.split` gives a tree's leaves the
+# keys that folding in 0, 1, 2, ... would, so it must exceed any number of leaves.
+_COUNT = 2**32 - 1
 
 
 def gaussian_noise_like(
@@ -31,3 +35,17 @@ def gaussian_noise_like(
         for key, leaf in zip(keys, leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, noise)
+
+
+def count_noise(key_data: jax.typing.ArrayLike, stddev: float | jax.Array) -> jax.Array:
+    """Gaussian noise for one count, independent of the noise that the same key gives a tree.
+
+    Args:
+        key_data: As in `gaussian_noise_like`; the same step's.
+        stddev: Standard deviation, >= 0; may be traced.
+
+    Returns:
+        A float32 scalar.
+    """
+    key = jax.random.wrap_key_data(jnp.asarray(key_data), impl=KEY_IMPL)
+    return jnp.float32(stddev) * jax.random.normal(jax.random.fold_in(key, _COUNT))

@@ -33,6 +33,8 @@ class TrialReport:
         delta: The delta that epsilon is stated at.
         eval_accuracy: Fraction of held-out examples classified correctly, in [0, 1].
         eval_loss: Mean cross-entropy on held-out examples in nats; may be NaN when diverged.
+        l2_clip_norm: Bound on one example's gradient norm in the next step. A constant of the
+            configuration, or with `quantile` clipping computed from noisy counts alone.
         outcome: ``running``, ``completed`` (all iterations done) or ``diverged`` (the
             parameters are no longer finite; they are a DP output, so looking is free).
     """
@@ -42,6 +44,7 @@ class TrialReport:
     delta: float = dataclasses.field(metadata=PUBLIC)
     eval_accuracy: float = dataclasses.field(metadata=DP)
     eval_loss: float = dataclasses.field(metadata=DP)
+    l2_clip_norm: float = dataclasses.field(metadata=DP)
     outcome: Outcome = dataclasses.field(metadata=DP)
 
 

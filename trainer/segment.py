@@ -3,7 +3,8 @@
 A segment scans over rows (`trainer.sampling`). Each row adds its clipped gradients to a running
 sum; the row that ends a step turns the sum into a noisy average, updates the parameters and
 starts the next sum. Everything in which trials of one shape differ is an argument: learning
-rate, clip norm, noise, divisor, keys. So one program serves every such trial of a sweep.
+rate, clip norm, noise, divisor, keys. So one program serves every such trial of a sweep. The
+clip norm is part of the state, since `quantile` clipping moves it.
 """
 
 import functools
@@ -17,29 +18,65 @@ import numpy as np
 import optax
 
 from trainer.clipping import clipped_grad
-from trainer.config import OptimizerName
+from trainer.config import ClippingEngine, ClippingModeName, OptimizerName
 from trainer.keys import BranchKeys
 from trainer.models import cross_entropy
-from trainer.noise import gaussian_noise_like
+from trainer.noise import count_noise, gaussian_noise_like
 from trainer.optimizers import make_optimizer
 from trainer.plan import TrainingPlan
+from trainer.quantile_clipping import next_clip_norm, shifted_count
 from trainer.sampling import PADDING
 
 
 class TrainState(NamedTuple):
-    """What training changes: parameters and optimizer state, both DP outputs."""
+    """What training changes; all of it DP outputs.
+
+    Attributes:
+        params: The model's parameters.
+        opt_state: The optimizer's state.
+        l2_clip_norm: Bound on one example's gradient norm in the next step, a float32 scalar.
+            Only `quantile` clipping changes it.
+    """
 
     params: Any
     opt_state: Any
+    l2_clip_norm: jax.Array
+
+
+class QuantileTraced(NamedTuple):
+    """The numbers of `quantile` clipping, float32 scalars; see `trainer.quantile_clipping`."""
+
+    target_quantile: jax.Array | float
+    learning_rate: jax.Array | float
+    count_noise_stddev: jax.Array | float
 
 
 class Traced(NamedTuple):
-    """Numbers that reach the program as arguments, float32 scalars."""
+    """Numbers that reach the program as arguments, float32 scalars.
+
+    Attributes:
+        learning_rate: Of the optimizer.
+        noise_multiplier: Of the sum of gradients (`TrainingPlan.grad_noise_multiplier`).
+        expected_batch_size: Divisor of the noisy sums.
+        quantile: Given where the mode is `quantile`, and only there.
+    """
 
     learning_rate: jax.Array | float
-    l2_clip_norm: jax.Array | float
     noise_multiplier: jax.Array | float
     expected_batch_size: jax.Array | float
+    quantile: QuantileTraced | None = None
+
+
+class _Sums(NamedTuple):
+    """What the rows of a step add up to; private until it has its noise.
+
+    Attributes:
+        grads: The clipped gradients.
+        shifted_count: Of gradients within the clip norm; None where nothing is counted.
+    """
+
+    grads: Any
+    shifted_count: jax.Array | None
 
 
 class Rows(NamedTuple):
@@ -87,12 +124,21 @@ def draw_rows(plan: TrainingPlan, keys: BranchKeys, start: int, stop: int, multi
 
 
 @functools.lru_cache(maxsize=64)
-def make_segment(model: nn.Module, optimizer_name: OptimizerName) -> Any:
+def make_segment(
+    model: nn.Module,
+    optimizer_name: OptimizerName,
+    mode: ClippingModeName = "flat",
+    engine: ClippingEngine = "auto",
+    microbatch_size: int | None = None,
+) -> Any:
     """Compiles (once per shape) the program that takes the steps in some rows.
 
     Args:
         model: From `trainer.models.make_model`; modules are compared by value.
         optimizer_name: One of `OptimizerName`.
+        mode: How gradients are clipped, one of `ClippingModeName`.
+        engine: How that is computed, one of `ClippingEngine`.
+        microbatch_size: Examples of a row processed at a time; None lets the engine choose.
 
     Returns:
         ``segment(state, images, labels, rows, traced) -> state``, jitted, with images float32
@@ -101,53 +147,87 @@ def make_segment(model: nn.Module, optimizer_name: OptimizerName) -> Any:
 
     Guarantees:
         A step changes the parameters only through the clipped sum, whose L2 sensitivity is
-        the clip norm, plus Gaussian noise of ``noise_multiplier`` times that sensitivity.
+        the state's clip norm, plus Gaussian noise of ``noise_multiplier`` times that
+        sensitivity. It changes the clip norm not at all, or in mode `quantile` only through
+        the shifted count, whose sensitivity is 1/2, plus Gaussian noise of
+        ``count_noise_stddev``, independent of the former.
     """
+    counts = mode == "quantile"
 
     def mean_loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         losses, _ = cross_entropy(model, params, images, labels)
         return jnp.mean(losses)
 
-    def take_step(state: TrainState, grad_sum: Any, sensitivity: Any, key: Any, traced: Traced):
+    def sums_of_row(
+        state: TrainState, images: jax.Array, labels: jax.Array, is_padding: jax.Array
+    ) -> _Sums:
+        grad_fn = clipped_grad(
+            mean_loss,
+            batch_argnums=(1, 2),
+            l2_clip_norm=state.l2_clip_norm,
+            return_grad_norms=counts,
+            microbatch_size=microbatch_size,
+            engine=engine,
+            mode="flat" if mode == "quantile" else mode,
+        )
+        summed = grad_fn(state.params, images, labels, is_padding_example=is_padding)
+        if not counts:
+            return _Sums(summed, None)
+        grads, aux = summed
+        return _Sums(grads, shifted_count(aux.grad_norms, is_padding, state.l2_clip_norm))
+
+    def take_step(
+        state: TrainState, sums: _Sums, key: jax.typing.ArrayLike, traced: Traced
+    ) -> TrainState:
         # Zero noise is plain SGD whatever the clip norm, where 0 x infinity would be NaN. No
         # configuration asks for it: `TrialConfig` and the accountant both refuse zero.
         stddev = jnp.where(
-            jnp.equal(traced.noise_multiplier, 0), 0.0, traced.noise_multiplier * sensitivity
+            jnp.equal(traced.noise_multiplier, 0),
+            0.0,
+            traced.noise_multiplier * state.l2_clip_norm,
         )
-        noise = gaussian_noise_like(key, grad_sum, stddev)
+        noise = gaussian_noise_like(key, sums.grads, stddev)
         dp_grad = jax.tree.map(
-            lambda total, draw: (total + draw) / traced.expected_batch_size, grad_sum, noise
+            lambda total, draw: (total + draw) / traced.expected_batch_size, sums.grads, noise
         )
         optimizer = make_optimizer(optimizer_name, traced.learning_rate)
         updates, opt_state = optimizer.update(dp_grad, state.opt_state, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), opt_state)
+        params = optax.apply_updates(state.params, updates)
+        if sums.shifted_count is None:
+            return TrainState(params, opt_state, state.l2_clip_norm)
+        assert traced.quantile is not None  # its mode was chosen when the program was made
+        l2_clip_norm = next_clip_norm(
+            state.l2_clip_norm,
+            sums.shifted_count + count_noise(key, traced.quantile.count_noise_stddev),
+            expected_batch_size=traced.expected_batch_size,
+            target_quantile=traced.quantile.target_quantile,
+            learning_rate=traced.quantile.learning_rate,
+        )
+        return TrainState(params, opt_state, l2_clip_norm)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def segment(
         state: TrainState, images: jax.Array, labels: jax.Array, rows: Rows, traced: Traced
     ) -> TrainState:
-        grad_fn = clipped_grad(mean_loss, batch_argnums=(1, 2), l2_clip_norm=traced.l2_clip_norm)
-        sensitivity = grad_fn.sensitivity()
-
         def add_row(carry, row: Rows):
-            state, grad_sum = carry
+            state, sums = carry
             is_padding = row.indices == PADDING
             indices = jnp.where(is_padding, 0, row.indices)
-            clipped_grad_sum = grad_fn(
-                state.params, images[indices], labels[indices], is_padding_example=is_padding
-            )
-            grad_sum = jax.tree.map(jnp.add, grad_sum, clipped_grad_sum)
+            of_row = sums_of_row(state, images[indices], labels[indices], is_padding)
+            sums = jax.tree.map(jnp.add, sums, of_row)
             return jax.lax.cond(
                 row.ends_step,
                 lambda: (
-                    take_step(state, grad_sum, sensitivity, row.noise_keys, traced),
-                    jax.tree.map(jnp.zeros_like, grad_sum),
+                    take_step(state, sums, row.noise_keys, traced),
+                    jax.tree.map(jnp.zeros_like, sums),
                 ),
-                lambda: (state, grad_sum),
+                lambda: (state, sums),
             ), None
 
-        carry = (state, jax.tree.map(jnp.zeros_like, state.params))
-        (state, _), _ = jax.lax.scan(add_row, carry, rows)
+        nothing = _Sums(
+            jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0) if counts else None
+        )
+        (state, _), _ = jax.lax.scan(add_row, (state, nothing), rows)
         return state
 
     return segment

@@ -118,7 +118,7 @@ class SweepResults:
     @property
     def guarantee(self) -> str:
         """What the sweep's policy promises, in words."""
-        return guarantee(self.privacy)
+        return guarantee(self.privacy, self.spec.get("clipping"))
 
     @property
     def best_first(self) -> tuple[TrialSummary, ...]:

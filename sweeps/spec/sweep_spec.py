@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, Field, model_validator
 
+from sweeps.spec.clipping_spec import ClippingSpec
 from sweeps.spec.domains import (
     BATCH_SIZES,
     CALIBRATED,
@@ -207,6 +208,7 @@ class SweepSpec(Section):
     model: ModelSpec
     privacy: PrivacySpec
     search_space: SearchSpace
+    clipping: ClippingSpec = ClippingSpec()
     search: SearchSpec = SearchSpec()
     scheduler: Annotated[
         AsyncHyperBandSpec | FifoSpec,

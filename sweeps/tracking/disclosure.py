@@ -144,7 +144,9 @@ def to_millis(seconds: float) -> int:
 
 
 def _sweep_params(sweep: sa.Row[Any]) -> dict[str, str]:
-    return {"dataset": sweep.dataset, "model": sweep.spec["model"]["name"]}
+    # Sweeps from before there was a choice were clipped flat.
+    clipping = sweep.spec.get("clipping", {}).get("mode", "flat")
+    return {"dataset": sweep.dataset, "model": sweep.spec["model"]["name"], "clipping": clipping}
 
 
 def _hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -6,12 +8,13 @@ import pytest
 from trainer.checkpoints import (
     architecture,
     check_initial_params,
+    config_digest,
     load_opt_state,
     load_params,
     read_manifest,
     save_checkpoint,
 )
-from trainer.config import ModelConfig
+from trainer.config import ClippingConfig, DataConfig, ModelConfig, ModelName, TrialConfig
 from trainer.errors import CheckpointError
 
 PARAMS = {"layer": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
@@ -41,6 +44,29 @@ def test_what_was_saved_comes_back(saved):
         load_params(saved, PARAMS)["layer"]["kernel"], PARAMS["layer"]["kernel"]
     )
     np.testing.assert_array_equal(load_opt_state(saved, OPT_STATE)[0]["momentum"], np.ones(3))
+
+
+def test_the_clip_norm_comes_back_to_the_bit(tmp_path):
+    clip_norm = float(np.float32(0.1))
+    save_checkpoint(
+        tmp_path / "step",
+        params=PARAMS,
+        opt_state=OPT_STATE,
+        step=5,
+        architecture=SHAPE,
+        dataset_fingerprint="f" * 32,
+        config_digest="c" * 64,
+        l2_clip_norm=clip_norm,
+    )
+    assert read_manifest(tmp_path / "step").l2_clip_norm == clip_norm
+
+
+def test_a_checkpoint_from_before_clip_norms_moved_is_read(saved):
+    file = saved / "checkpoint.json"
+    raw = json.loads(file.read_text())
+    del raw["l2_clip_norm"]
+    file.write_text(json.dumps({**raw, "format": 1}))
+    assert read_manifest(saved).l2_clip_norm is None
 
 
 def test_nothing_else_is_left_beside_it(saved):
@@ -125,3 +151,56 @@ def test_parameters_of_another_form_are_refused(saved):
         load_params(
             saved, {"layer": {"kernel": np.zeros((2, 3), np.float32), "bias": np.zeros(3)}}
         )
+
+
+@pytest.mark.parametrize("name", get_args(ModelName))
+def test_every_model_has_an_architecture(name):
+    found = architecture(ModelConfig(name=name), (8, 8, 1), 10)
+    assert (found["model"], found["image_shape"], found["num_classes"]) == (name, [8, 8, 1], 10)
+
+
+CONFIG = TrialConfig(
+    data=DataConfig(name="digits"),
+    model=ModelConfig(name="mlp", hidden_sizes=(8, 4)),
+    optimizer="adam",
+    learning_rate=0.1,
+    l2_clip_norm=1.0,
+    noise_multiplier=2.0,
+    sampling_prob=0.1,
+    expected_batch_size=64,
+    iterations=10,
+    report_every_steps=5,
+    target_delta=1e-5,
+)
+
+
+def digest(clipping, **changes):
+    return config_digest(dataclasses.replace(CONFIG, clipping=clipping, **changes))
+
+
+def test_flat_trials_of_format_1_can_go_on():
+    # What format 1 wrote for this configuration.
+    assert (
+        digest(ClippingConfig())
+        == "ad11f7e8ee197574419a68e255c838cf4ca3f538ed235ff28e9463b410584cf1"
+    )
+
+
+@pytest.mark.parametrize("mode", ["flat", "per_layer", "automatic", "quantile"])
+def test_how_the_same_is_computed_makes_no_other_trial(mode):
+    plain = digest(ClippingConfig(mode=mode))
+    assert digest(ClippingConfig(mode=mode, engine="two_pass", microbatch_size=8)) == plain
+    assert digest(ClippingConfig(mode=mode), iterations=20, report_every_steps=2) == plain
+    # The default, spelled out.
+    assert digest(ClippingConfig(mode=mode, count_noise_stddev=64 / 20)) == plain
+    for other in (
+        ClippingConfig(mode=mode, target_quantile=0.7),
+        ClippingConfig(mode=mode, learning_rate=0.1),
+        ClippingConfig(mode=mode, count_noise_stddev=4.0),
+    ):
+        assert (digest(other) == plain) == (mode != "quantile")
+
+
+def test_every_clipping_mode_is_another_trial():
+    modes = ("flat", "per_layer", "automatic", "quantile")
+    assert len({digest(ClippingConfig(mode=mode)) for mode in modes}) == 4

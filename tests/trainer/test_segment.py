@@ -47,15 +47,15 @@ def model():
     return make_model(CONFIG.model, NUM_CLASSES)
 
 
-def fresh_state(model, optimizer: OptimizerName = "sgd"):
+def fresh_state(model, optimizer: OptimizerName = "sgd", l2_clip_norm=1.0):
     params = init_params(model, SHAPE, seed=0)
-    return TrainState(params, make_optimizer(optimizer, 1.0).init(params))
+    opt_state = make_optimizer(optimizer, 1.0).init(params)
+    return TrainState(params, opt_state, jnp.float32(l2_clip_norm))
 
 
 def traced(**changes):
     values = {
         "learning_rate": 0.5,
-        "l2_clip_norm": 1.0,
         "noise_multiplier": 1.0,
         "expected_batch_size": 10.0,
     }
@@ -82,9 +82,9 @@ def test_zero_noise_and_infinite_clip_is_the_plain_optimizer(model, data, optimi
     images, labels = data
     batches = [np.arange(0, 10), np.arange(10, 20), np.arange(20, 30)]
     rows = Rows(np.stack(batches).astype(np.int32), np.ones(3, bool), np.zeros((3, 2), np.uint32))
-    settings = traced(l2_clip_norm=np.inf, noise_multiplier=0.0, learning_rate=0.1)
+    settings = traced(noise_multiplier=0.0, learning_rate=0.1)
     got = make_segment(model, optimizer)(
-        fresh_state(model, optimizer), images, labels, rows, settings
+        fresh_state(model, optimizer, np.inf), images, labels, rows, settings
     )
 
     transform = make_optimizer(optimizer, 0.1)
@@ -94,7 +94,9 @@ def test_zero_noise_and_infinite_clip_is_the_plain_optimizer(model, data, optimi
             lambda params, b=batch: jnp.mean(cross_entropy(model, params, images[b], labels[b])[0])
         )(state.params)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        state = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        state = state._replace(
+            params=optax.apply_updates(state.params, updates), opt_state=opt_state
+        )
     # float32 sums in another order; Adam divides by small roots, hence the absolute part.
     assert_trees_close(got.params, state.params, rtol=1e-4, atol=1e-5)
 
@@ -111,12 +113,11 @@ def test_noise_std_is_noise_multiplier_times_clip_norm(data, noise_multiplier, c
     steps = 150
     settings = traced(
         noise_multiplier=noise_multiplier,
-        l2_clip_norm=clip,
         learning_rate=10.0,
         expected_batch_size=10.0,
     )
     draws = []
-    before = jax.device_get(fresh_state(model))
+    before = jax.device_get(fresh_state(model, l2_clip_norm=clip))
     for step in range(steps):
         rows = Rows(np.full((1, 4), -1, np.int32), np.ones(1, bool), keys.noise_key(step)[None])
         start = jax.device_put(before)
@@ -134,10 +135,11 @@ def test_noise_std_is_noise_multiplier_times_clip_norm(data, noise_multiplier, c
 
 def test_the_divisor_is_the_expected_batch_size_not_the_realised_one(model, data):
     images, labels = data
-    settings = traced(noise_multiplier=0.0, l2_clip_norm=np.inf, learning_rate=1.0)
+    settings = traced(noise_multiplier=0.0, learning_rate=1.0)
     segment = make_segment(model, "sgd")
     start = jax.device_get(fresh_state(model).params)
-    moved = segment(fresh_state(model), images, labels, one_step([3], 4), settings).params
+    unclipped = fresh_state(model, l2_clip_norm=np.inf)
+    moved = segment(unclipped, images, labels, one_step([3], 4), settings).params
     example = slice(3, 4)
     grads = jax.grad(
         lambda params: jnp.mean(cross_entropy(model, params, images[example], labels[example])[0])
@@ -182,10 +184,14 @@ def test_an_empty_batch_is_a_step_with_noise(model, data):
 def test_another_example_moves_the_sum_by_at_most_the_clip_norm(model, data):
     # Neighbouring batches under one key: the noise cancels, the difference is the sensitivity.
     images, labels = data
-    settings = traced(learning_rate=10.0, l2_clip_norm=0.3)
+    settings = traced(learning_rate=10.0)
     segment = make_segment(model, "sgd")
-    one = segment(fresh_state(model), images, labels, one_step(range(8), 9), settings).params
-    two = segment(fresh_state(model), images, labels, one_step(range(9), 9), settings).params
+    one, two = (
+        segment(
+            fresh_state(model, l2_clip_norm=0.3), images, labels, one_step(batch, 9), settings
+        ).params
+        for batch in (range(8), range(9))
+    )
     difference = np.sqrt(
         sum(
             np.sum((np.asarray(a) - np.asarray(b)) ** 2)
@@ -200,8 +206,8 @@ def test_trials_of_one_shape_share_one_program(data):
     segment = make_segment(make_model(CONFIG.model, NUM_CLASSES), "adamw")
     compiled_before = segment._cache_size()
     for learning_rate, clip, noise in [(0.1, 1.0, 1.0), (0.3, 0.5, 2.0), (7.0, 9.0, 0.1)]:
-        state = fresh_state(make_model(CONFIG.model, NUM_CLASSES), "adamw")
-        settings = traced(learning_rate=learning_rate, l2_clip_norm=clip, noise_multiplier=noise)
+        state = fresh_state(make_model(CONFIG.model, NUM_CLASSES), "adamw", clip)
+        settings = traced(learning_rate=learning_rate, noise_multiplier=noise)
         segment(state, images, labels, one_step(range(5), 13), settings)
     assert segment._cache_size() == compiled_before + 1
 

@@ -189,6 +189,44 @@ def test_calibrated_noise_meets_the_budget_and_no_more(command, tmp_path):
         assert trial["config"]["noise_multiplier"] > 0
 
 
+def test_a_moving_clip_norm_costs_what_a_fixed_one_does(command, home, tmp_path):
+    _, out, _ = command("check", write(tmp_path), "--json")
+    flat = json.loads(out)
+    path = write(tmp_path, {"search_space.expected_batch_size": 32}, clipping={"mode": "quantile"})
+    code, out, _ = command("check", path, "--json")
+    document = json.loads(out)
+    assert code == 0
+    (trial,) = document["trials"]
+    assert trial == flat["trials"][0]
+    assert "Clipping is quantile: the clip norm follows the 0.5 quantile" in document["guarantee"]
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(("noise", "epsilon"), [(1.5, 3.0), ("calibrated", 0.3)])
+def test_a_count_that_leaves_nothing_is_rejected_before_anything_starts(
+    command, home, tmp_path, noise, epsilon
+):
+    # Allowed is noise below a tenth of the batch size: 0.8 and 3.2. Calibrated it is 0.95, 1.64.
+    path = write(
+        tmp_path,
+        {
+            "search_space.expected_batch_size": {"grid_search": [8, 32]},
+            "search_space.noise_multiplier": noise,
+            "privacy.target_epsilon": epsilon,
+        },
+        clipping={"mode": "quantile"},
+    )
+    code, out, _ = command("check", path, "--json")
+    assert code == 0
+    few, many = json.loads(out)["trials"]
+    assert (few["decision"], many["decision"]) == ("rejected", "admitted")
+    assert few["epsilon"] is None
+    assert few["config"]["sampling_prob"] == pytest.approx(8 / 1437)
+    for words in ("clipping.count_noise_stddev=0.4 ", "expected_batch_size / 20", "noise_multi"):
+        assert words in few["reason"]
+    assert not home.exists()
+
+
 def test_a_protected_size_is_never_looked_at(command, tmp_path):
     path = write(
         tmp_path,

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pydantic
@@ -23,6 +24,7 @@ from sweeps.spec.sweep_spec import (
     json_schema,
 )
 from sweeps.spec.yaml_source import load_yaml, parse_yaml
+from trainer.config import ModelName
 
 ROOT = Path(__file__).resolve().parents[3]
 DIGITS = ROOT / "specs" / "digits.yaml"
@@ -583,6 +585,14 @@ def test_the_example_is_allowed():
     spec = load_spec(DIGITS)
     assert spec.name == "digits"
     assert spec.search_space.expected_batch_size.kind == "grid_search"
+
+
+@pytest.mark.parametrize("name", get_args(ModelName))
+def test_every_model_can_be_named(name):
+    spec = parse_spec(good("name: mlp", f"name: {name}"))
+    assert spec.model.name == name
+    data = {**GOOD_DATA, "model": {"name": name}}
+    assert not list(jsonschema.Draft202012Validator(json_schema()).iter_errors(data))
 
 
 def test_the_schema_file_is_current():

@@ -274,6 +274,7 @@ def test_a_child_says_what_it_was_and_how_it_ended(shown: dict[str, Any]) -> Non
     assert pruned["params"] == {
         "dataset": "digits:1.0.0",
         "model": "mlp",
+        "clipping": "flat",
         "optimizer": "adam",
         "learning_rate": "0.1",
         "expected_batch_size": "64.0",
