@@ -6,7 +6,7 @@ parameters alone, so unlike batch normalisation it couples no examples.
 
 It stands in a module of its own because models use it and clipping knows it: the gradient of a
 kernel is that of its standardised version with two directions projected out per channel, so its
-norm follows from a few inner products (`channel_squares`).
+norm follows from a few inner products (`squares_lost`).
 """
 
 import functools
@@ -70,25 +70,22 @@ def scales(kernel: jax.Array) -> Scales:
     )
 
 
-def channel_squares(
-    scales: Scales, squares: jax.Array, sums: jax.Array, inner: jax.Array
-) -> jax.Array:
-    """Squared norms of a kernel's gradient, from the gradient of its standardised version.
+def squares_lost(scales: Scales, sums: jax.Array, inner: jax.Array) -> jax.Array:
+    """By how much standardisation shortens a gradient that is scaled channel by channel.
 
     With w the standardised channel, of unit length and mean zero, the transposed Jacobian maps
     g to ``scale (g - mean(g) - w <w, g>)``: a projection, so squared lengths subtract.
 
     Args:
         scales: Of the kernel.
-        squares: ``[channels out]``, squared norm of each channel's g.
         sums: ``[channels out]``, sum of each channel's g.
         inner: ``[channels out]``, ``<w, g>`` of each channel.
 
     Returns:
-        ``[channels out]``.
+        A scalar: squared norm of ``scale g`` less that of the parameter's gradient.
     """
     lost = jnp.square(sums) / scales.fan_in + scales.projected * jnp.square(inner)
-    return jnp.square(scales.scale) * (squares - lost)
+    return jnp.sum(jnp.square(scales.scale) * lost)
 
 
 @functools.lru_cache(maxsize=1024)

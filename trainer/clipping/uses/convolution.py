@@ -1,13 +1,8 @@
 """Convolutions: a kernel in a ``conv_general_dilated``.
 
-A kernel's gradient is a sum over output positions ``o`` of ``patch_o (x) delta_o``. Neither
-patches nor grouped convolutions are needed for it:
-
-* formed, it is one small matrix product for each of the kernel's taps, between a shifted view of
-  the input and the cotangent;
-* measured, the inner product of two patches is a sum over taps of inner products of *pixels*,
-  ``<patch_o, patch_p> = sum_t <x_{o+t}, x_{p+t}>``. So one Gram matrix of pixels serves all taps,
-  and its cost does not grow with the kernel's area as that of patches would.
+A kernel's gradient is a sum over output positions of the patch there times the cotangent. Neither
+patches nor grouped convolutions are needed for one example's: it is one small matrix product for
+each of the kernel's taps, between a shifted view of the input and the cotangent.
 
 Strides, dilation of the kernel (atrous) and of the input (transposed convolutions), any padding
 and any number of spatial axes are all but another set of views.
@@ -22,14 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from trainer.clipping.uses.gram import MEASURING, Measured
+from trainer.clipping.uses.gram import MEASURING
+from trainer.clipping.uses.kernel_norms import ByPixels, ByTaps, kernel_gradient
 from trainer.clipping.uses.use import Use, widened
 
 # Below this many numbers a patch is copied out, so that all taps are one matrix product.
 _SMALL_PATCH = 128
 
-# A multiply-add outside of a matrix product takes about as long as this many inside.
-_ELEMENTWISE_COST = 150
+FoldFn = Callable[[Any, jax.Array], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +67,7 @@ class Convolution(Use):
 
     def cost(self, saved: tuple[jax.Array, ...], delta: jax.Array) -> float:
         """One multiply-add for each number of the output, tap and input channel of its group."""
-        return delta.size * math.prod(self._taps) * self._channels_in
+        return delta.size * math.prod(self.taps) * self.channels_in
 
     def gram(
         self,
@@ -81,34 +76,27 @@ class Convolution(Use):
         kept: tuple[bool, ...],
         axes: tuple[Any, ...],
         parameter: jax.Array,
-    ) -> "PixelGram | None":
-        """How to measure it; grouped kernels, which are small, are formed instead."""
-        (data,) = saved
-        if self._groups != 1:
-            return None
-        lead = len(kept)
-        order = sorted(range(lead), key=lambda axis: not kept[axis])
-        data, delta = (x.transpose([*order, *range(lead, x.ndim)]) for x in (data, delta))
-        pixels, delta = self._channels_last(data, lead), self.outputs_last(delta, lead)
-        stack = math.prod(data.shape[: sum(kept)])
-        pixels, delta = (x.reshape(stack, -1, *x.shape[lead + 1 :]) for x in (pixels, delta))
-        return PixelGram(self, pixels, delta)
+    ) -> ByPixels | ByTaps | None:
+        """By pixels or by taps, whichever is cheaper; inside loops it is formed."""
+        return None if kept else kernel_gradient(self, saved[0], delta)
 
     @property
-    def _groups(self) -> int:
+    def groups(self) -> int:
+        """How many groups the channels are in."""
         return self.params["feature_group_count"]
 
     @property
-    def _taps(self) -> tuple[int, ...]:
+    def taps(self) -> tuple[int, ...]:
         """The kernel's spatial sizes."""
         return tuple(self.kernel_shape[i] for i in self.params["dimension_numbers"].rhs_spec[2:])
 
     @property
-    def _channels_in(self) -> int:
+    def channels_in(self) -> int:
         """Input channels of one group."""
         return self.kernel_shape[self.params["dimension_numbers"].rhs_spec[1]]
 
-    def _channels_last(self, data: jax.Array, lead: int) -> jax.Array:
+    def channels_last(self, data: jax.Array, lead: int) -> jax.Array:
+        """An input as ``[*leading axes, batch, *spatial, channels]``."""
         batch, channels, *spatial = self.params["dimension_numbers"].lhs_spec
         order = [lead + axis for axis in (batch, *spatial, channels)]
         return data.transpose([*range(lead), *order])
@@ -134,14 +122,36 @@ class Convolution(Use):
 
     def _formed(self, data: jax.Array, delta: jax.Array) -> jax.Array:
         """The same, tap by tap."""
+        _, by_tap = self.over_taps(data, delta, lambda _, product: (None, product), None)
+        # [taps, groups, out of a group, in] -> [out, *taps, in] -> the equation's order.
+        kernel = jnp.moveaxis(by_tap, 0, 2).reshape(-1, *self.taps, self.channels_in)
+        out_axis, in_axis, *tap_axes = self.params["dimension_numbers"].rhs_spec
+        order = [out_axis, *tap_axes, in_axis]
+        return kernel.transpose([order.index(axis) for axis in range(kernel.ndim)])
+
+    def over_taps(
+        self, data: jax.Array, delta: jax.Array, fold: FoldFn, start: Any
+    ) -> tuple[Any, Any]:
+        """Folds the kernel's gradient, of which one tap at a time exists.
+
+        Args:
+            data: The input, summed over all of its leading axes.
+            delta: The output's cotangent.
+            fold: ``fold(carry, gradient of a tap [groups, out of a group, in])``; it gives
+                the next carry and something to be stacked.
+            start: The first carry.
+
+        Returns:
+            The last carry, and what was stacked.
+        """
         lead = data.ndim - len(self.kernel_shape)
-        pixels, delta = self._channels_last(data, lead), self.outputs_last(delta, lead)
+        pixels, delta = self.channels_last(data, lead), self.outputs_last(delta, lead)
         pixels, delta = (x.reshape(-1, *x.shape[lead + 1 :]) for x in (pixels, delta))
-        groups, channels_in = self._groups, self._channels_in
         positions = math.prod(delta.shape[:-1])
+        groups, channels_in = self.groups, self.channels_in
         # Positions last on the left: a contraction over the first axis of both is slow.
         delta = delta.reshape(positions, groups, -1).transpose(1, 2, 0)
-        axes = range(1, 1 + len(self._taps))
+        axes = range(1, 1 + len(self.taps))
 
         def product(view: jax.Array) -> jax.Array:
             rows = view.reshape(positions, groups, -1)
@@ -149,22 +159,19 @@ class Convolution(Use):
                 return jnp.matmul(delta[0], rows[:, 0], precision=MEASURING)[None]
             return jnp.matmul(delta, rows.swapaxes(0, 1), precision=MEASURING)
 
-        if math.prod(self._taps) * channels_in <= _SMALL_PATCH:
+        count = math.prod(self.taps)
+        if count * channels_in <= _SMALL_PATCH:
             patches = [view.reshape(positions, groups, -1) for view in self.views(pixels, axes)]
             grads = product(jnp.concatenate(patches, axis=-1))
-            grads = grads.reshape(groups, -1, math.prod(self._taps), channels_in)
-        else:
-            # One tap after another: a compiler that sees them all at once copies all views.
-            padded = self._padded(pixels, axes)
-            step = lambda _, tap: (None, product(self._dynamic_view(padded, tap)))
-            taps = jnp.array(list(itertools.product(*map(range, self._taps))), jnp.int32)
-            _, by_tap = jax.lax.scan(step, None, taps)
-            grads = jnp.moveaxis(by_tap, 0, 2)
-        # [groups, out of a group, taps, in] -> [out, *taps, in] -> the equation's order.
-        kernel = grads.reshape(-1, *self._taps, channels_in)
-        out_axis, in_axis, *tap_axes = self.params["dimension_numbers"].rhs_spec
-        order = [out_axis, *tap_axes, in_axis]
-        return kernel.transpose([order.index(axis) for axis in range(kernel.ndim)])
+            by_tap = jnp.moveaxis(grads.reshape(groups, -1, count, channels_in), 2, 0)
+            return jax.lax.scan(fold, start, by_tap)
+        # One after another: a compiler that sees all taps at once copies all views.
+        padded = self._padded(pixels, axes)
+        step = lambda carry, tap: fold(carry, product(self._dynamic_view(padded, tap)))
+        return jax.lax.scan(step, start, jnp.array(self._tap_places(), jnp.int32))
+
+    def _tap_places(self) -> list[tuple[int, ...]]:
+        return list(itertools.product(*map(range, self.taps)))
 
     def _padded(self, pixels: jax.Array, *spatial: Sequence[int]) -> jax.Array:
         padding = [(0, 0, 0)] * pixels.ndim
@@ -179,9 +186,7 @@ class Convolution(Use):
         """What one tap sees, of ``[batch, *spatial, channels]``; the tap's place is data."""
         start, size, step = [jnp.int32(0)], [padded.shape[0]], [1]
         for axis, (length, dilation, stride) in enumerate(
-            zip(
-                self._taps, self.params["rhs_dilation"], self.params["window_strides"], strict=True
-            )
+            zip(self.taps, self.params["rhs_dilation"], self.params["window_strides"], strict=True)
         ):
             start.append(tap[axis] * dilation)
             size.append(padded.shape[1 + axis] - (length - 1) * dilation)
@@ -197,13 +202,13 @@ class Convolution(Use):
             *spatial: The axes of each set; all are shifted alike.
         """
         padded = self._padded(pixels, *spatial)
-        for tap in itertools.product(*map(range, self._taps)):
+        for tap in self._tap_places():
             start, stop, step = [0] * padded.ndim, list(padded.shape), [1] * padded.ndim
             for axes in spatial:
                 for axis, at, size, dilation, stride in zip(
                     axes,
                     tap,
-                    self._taps,
+                    self.taps,
                     self.params["rhs_dilation"],
                     self.params["window_strides"],
                     strict=True,
@@ -212,64 +217,6 @@ class Convolution(Use):
                     stop[axis] = padded.shape[axis] - (size - 1 - at) * dilation
                     step[axis] = stride
             yield jax.lax.slice(padded, start, stop, step)
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelGram:
-    """A kernel's gradient for its measurement.
-
-    Attributes:
-        convolution: Where it is from.
-        pixels: The input ``[stack, batch, *spatial, channels]``.
-        delta: The output's cotangent ``[stack, batch, *spatial, channels]``.
-    """
-
-    convolution: Convolution
-    pixels: jax.Array
-    delta: jax.Array
-
-    @property
-    def cost(self) -> float:
-        """Two Gram matrices, and a pass over the second for each tap."""
-        taps = math.prod(self.convolution._taps)
-        stack, *places, channels_in = self.pixels.shape
-        _, *positions, channels_out = self.delta.shape
-        squared = math.prod(positions) ** 2
-        return stack * (
-            math.prod(places) ** 2 * channels_in
-            + squared * (channels_out + taps * _ELEMENTWISE_COST)
-        )
-
-    def measure(self) -> Measured:
-        """Sums the products of both Gram matrices over all pairs of output positions."""
-        parts = jax.vmap(self._measure_one)(self.pixels, self.delta)
-        return Measured(parts.squared_norm.sum(), parts.squared_terms.sum())
-
-    def patch_sums(self) -> jax.Array:
-        """What each patch adds up to, ``[batch, *spatial]`` of the output; without a stack."""
-        sums = jnp.sum(widened(self.pixels[0]), axis=-1)
-        return sum(self.convolution.views(sums, range(1, sums.ndim)), start=jnp.zeros(()))
-
-    def _measure_one(self, pixels: jax.Array, delta: jax.Array) -> Measured:
-        rank = pixels.ndim - 2
-        pixel_gram, delta_gram = _gram(pixels), _gram(delta)
-        here, there = range(1, 1 + rank), range(2 + rank, 2 + 2 * rank)
-        patch_gram = sum(self.convolution.views(pixel_gram, here, there))
-        squares = jnp.sum(jnp.square(widened(pixels)), axis=-1)
-        patch_squares = sum(self.convolution.views(squares, here))
-        delta_squares = jnp.sum(jnp.square(widened(delta)), axis=-1)
-        return Measured(jnp.sum(patch_gram * delta_gram), jnp.sum(patch_squares * delta_squares))
-
-
-def _gram(values: jax.Array) -> jax.Array:
-    """Inner products over the last axis, of all pairs of places."""
-    return jax.lax.dot_general(
-        values,
-        values,
-        (((values.ndim - 1,), (values.ndim - 1,)), ((), ())),
-        precision=MEASURING,
-        preferred_element_type=jnp.promote_types(values.dtype, jnp.float32),
-    )
 
 
 def _mapped(fn: Callable[..., jax.Array], kept: tuple[bool, ...]) -> Callable[..., jax.Array]:

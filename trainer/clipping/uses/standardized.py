@@ -8,15 +8,16 @@ the patch adds up to, and of what the convolution gave.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from trainer.clipping.uses.convolution import Convolution, PixelGram
+from trainer.clipping.uses.convolution import Convolution
 from trainer.clipping.uses.gram import Measured
+from trainer.clipping.uses.kernel_norms import ByPixels, ByTaps
 from trainer.clipping.uses.use import Use, widened
-from trainer.standardization import channel_squares, scales
+from trainer.standardization import scales, squares_lost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,57 +68,41 @@ class StandardizedConvolution(Use):
         parameter: jax.Array,
     ) -> "ProjectedGradient | None":
         """Squared norms by channel; inside loops the gradient is formed."""
-        if kept:
+        gradient = self.convolution.gram(saved[:1], delta, kept, axes, parameter)
+        if gradient is None:
             return None
-        pixels = self.convolution.gram(saved[:1], delta, (), axes, parameter)
-        forming = self.cost(saved, delta)
-        if pixels is not None and pixels.cost > forming:
-            pixels = None
-        return ProjectedGradient(self, saved, delta, pixels, parameter)
+        return ProjectedGradient(self.convolution, gradient, saved[1], delta, parameter)
 
 
-@dataclasses.dataclass(frozen=True)
-class ProjectedGradient:
+class ProjectedGradient(NamedTuple):
     """One example's gradient for its measurement.
 
     Attributes:
-        use: Where it is from.
-        saved: Its input and output.
-        delta: Its output's cotangent.
-        pixels: The way that forms no gradient, where that is cheaper.
+        convolution: Where it is from.
+        gradient: That of the standardised kernel.
+        output: What the convolution gave.
+        delta: The output's cotangent.
         parameter: The kernel before standardisation.
     """
 
-    use: StandardizedConvolution
-    saved: tuple[jax.Array, ...]
+    convolution: Convolution
+    gradient: ByPixels | ByTaps
+    output: jax.Array
     delta: jax.Array
-    pixels: PixelGram | None
     parameter: jax.Array
 
     @property
     def cost(self) -> float:
-        """Of the cheaper way."""
-        forming = self.use.cost(self.saved, self.delta)
-        return forming if self.pixels is None else self.pixels.cost
+        """As without standardisation."""
+        return self.gradient.cost
 
     def measure(self) -> Measured:
         """The squared norm of the parameter's gradient."""
         scaling = scales(self.parameter)
+        measured, sums = self.gradient.measure_channels(scaling.scale)
         delta, output = (
-            self.use.convolution.outputs_last(widened(x), 0) for x in (self.delta, self.saved[1])
+            self.convolution.outputs_last(widened(x), 0) for x in (self.delta, self.output)
         )
-        positions = tuple(range(delta.ndim - 1))
-        inner = jnp.sum(delta * output, axis=positions)
-        if self.pixels is None:
-            grad = self.use.operand_grad(self.saved, self.delta, ())
-            of_channel = tuple(range(grad.ndim - 1))
-            squares = jnp.sum(jnp.square(grad), axis=of_channel)
-            sums = jnp.sum(grad, axis=of_channel)
-            parts = channel_squares(scaling, squares, sums, inner)
-            return Measured(parts.sum(), jnp.sum(jnp.square(scaling.scale) * squares))
-        # Scaled channels of the cotangent are scaled channels of the gradient.
-        scaled = dataclasses.replace(self.pixels, delta=self.pixels.delta * scaling.scale)
-        measured = scaled.measure()
-        sums = jnp.tensordot(self.pixels.patch_sums(), self.pixels.delta[0], delta.ndim - 1)
-        lost = -channel_squares(scaling, jnp.zeros_like(sums), sums, inner)
-        return Measured(measured.squared_norm - lost.sum(), measured.squared_terms)
+        inner = jnp.sum(delta * output, axis=tuple(range(delta.ndim - 1)))
+        lost = squares_lost(scaling, sums, inner)
+        return Measured(measured.squared_norm - lost, measured.squared_terms)
