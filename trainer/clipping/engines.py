@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from trainer.clipping.interpreter import Taps, record
 from trainer.clipping.loss import Batch, LossFn, Problem, TracedLoss, trace
 from trainer.clipping.modes import Groups
-from trainer.clipping.norms import Norms, Pull, Recording, Way, measure, sites_of_leaves
+from trainer.clipping.norms import Norms, Pull, Recording, Way, measure, safe_norm, sites_of_leaves
 from trainer.clipping.program import Site
 from trainer.clipping.uses import Contraction, CopiedOperand, widened
 
@@ -83,8 +83,7 @@ def clipped_sums(
         leaves = _reweighted(loss, batch, factors[:, 0], added, spmd_axis_name)
     else:
         leaves = _contracted(recording, measured, groups, factors, added)
-    norms = _hypotenuse(measured.norms)
-    return ClippedSums(leaves, recording.values, norms, recording.aux)
+    return ClippedSums(leaves, recording.values, safe_norm(measured.norms), recording.aux)
 
 
 def rows_alone(problem: Problem, batch: Batch) -> bool:
@@ -201,12 +200,3 @@ def _in_half_precision(recording: Recording) -> bool:
     used = [site.operand_aval.dtype for site in recording.sites]
     dtypes = [*used, *(jnp.result_type(leaf) for leaf in recording.batch.leaves)]
     return any(jnp.finfo(dtype).bits < 32 for dtype in dtypes)
-
-
-def _hypotenuse(parts: jax.Array) -> jax.Array:
-    """Norms of wholes from those of their parts ``[batch, parts]``, without overflow."""
-    if parts.shape[1] == 1:
-        return parts[:, 0]
-    largest = jnp.max(parts, axis=1, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1)
-    return scale[:, 0] * jnp.sqrt(jnp.sum(jnp.square(parts / scale), axis=1))

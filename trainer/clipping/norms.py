@@ -235,12 +235,23 @@ def _measured_again(
         take = lambda x: jax.lax.dynamic_index_in_dim(x, examples[i], keepdims=False)
         saved, deltas = jax.tree.map(take, (recording.saved, recording.deltas))
         grads = _form(recording, everything, saved, deltas)
-        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0) for g in grads.values()]))
-        scale = jnp.where(largest > 0, largest, 1).astype(norms.dtype)
-        squared = jnp.zeros(norms.shape[1], norms.dtype)
+        parts = [jnp.zeros((), norms.dtype) for _ in range(norms.shape[1])]
         for leaf, grad in grads.items():
-            squared = squared.at[groups[leaf]].add(jnp.sum(jnp.square(jnp.abs(grad) / scale)))
-        exact = jnp.where(jnp.isfinite(scale), scale * jnp.sqrt(squared), jnp.nan)
+            own = safe_norm(jnp.abs(grad).reshape(-1)).astype(norms.dtype)
+            parts[groups[leaf]] = safe_norm(jnp.stack([parts[groups[leaf]], own]))
+        exact = jnp.stack(parts)
         return norms.at[examples[i]].set(exact)
 
     return jax.lax.fori_loop(0, doubtful.sum(), again, norms)
+
+
+def safe_norm(numbers: jax.Array) -> jax.Array:
+    """The norm over the last axis, whatever the size of the numbers; NaN if any is not finite.
+
+    Args:
+        numbers: Floating point, >= 0.
+    """
+    largest = jnp.max(numbers, axis=-1, keepdims=True, initial=0)
+    scale = jnp.where(largest > 0, largest, 1)
+    norm = scale[..., 0] * jnp.sqrt(jnp.sum(jnp.square(numbers / scale), axis=-1))
+    return jnp.where(jnp.isfinite(scale[..., 0]), norm, jnp.nan)

@@ -165,9 +165,10 @@ class Convolution(Use):
             grads = product(jnp.concatenate(patches, axis=-1))
             by_tap = jnp.moveaxis(grads.reshape(groups, -1, count, channels_in), 2, 0)
             return jax.lax.scan(fold, start, by_tap)
-        # One after another: a compiler that sees all taps at once copies all views.
-        padded = self._padded(pixels, axes)
-        step = lambda carry, tap: fold(carry, product(self._dynamic_view(padded, tap)))
+        # One after another: a compiler that sees all taps at once copies all views. The input
+        # is padded inside, where that is one copy with the view.
+        view = lambda tap: self._dynamic_view(self._padded(pixels, axes), tap)
+        step = lambda carry, tap: fold(carry, product(view(tap)))
         return jax.lax.scan(step, start, jnp.array(self._tap_places(), jnp.int32))
 
     def _tap_places(self) -> list[tuple[int, ...]]:
