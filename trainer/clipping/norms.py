@@ -149,9 +149,11 @@ def measure(
     tiny = jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps
     doubtful = ~jnp.isfinite(squared) | (squared < _CANCELLED * terms)
     doubtful |= (terms > 0) & (terms < tiny)
+    doubtful &= ~jnp.isnan(terms)  # not finite whatever is done: a batch of a diverged model
     norms = jnp.sqrt(jnp.maximum(squared, 0))
     if recording.sites:
-        norms = _measured_again(recording, groups, norms, doubtful.any(axis=1) & ~is_padding)
+        doubtful = doubtful.any(axis=1) & ~is_padding
+        norms = _measured_again(recording, groups, norms, kept, doubtful)
     return Norms(norms, kept, ways)
 
 
@@ -225,24 +227,53 @@ def _form(
 
 
 def _measured_again(
-    recording: Recording, groups: Sequence[int], norms: jax.Array, doubtful: jax.Array
+    recording: Recording,
+    groups: Sequence[int],
+    norms: jax.Array,
+    kept: dict[int, jax.Array],
+    doubtful: jax.Array,
 ) -> jax.Array:
     """Replaces the norms of doubtful examples, one after another, by those of formed gradients."""
-    everything = sites_of_leaves(recording)
+    # What is kept is not formed again: the data that it came from would be held for that.
+    used = sites_of_leaves(recording)
+    formed = {leaf: sites for leaf, sites in used.items() if leaf not in kept}
+    needed = {site.index for sites in formed.values() for site in sites}
+    data = [{i: of[i] for i in needed} for of in (recording.saved, recording.deltas)]
     examples = jnp.argsort(~doubtful, stable=True)
 
     def again(i: jax.Array, norms: jax.Array) -> jax.Array:
         take = lambda x: jax.lax.dynamic_index_in_dim(x, examples[i], keepdims=False)
-        saved, deltas = jax.tree.map(take, (recording.saved, recording.deltas))
-        grads = _form(recording, everything, saved, deltas)
-        parts = [jnp.zeros((), norms.dtype) for _ in range(norms.shape[1])]
+        grads = jax.tree.map(take, kept)
+        grads |= _form(recording, formed, *jax.tree.map(take, data))
+        squares = [jnp.zeros(3, norms.dtype)] * norms.shape[1]
         for leaf, grad in grads.items():
-            own = safe_norm(jnp.abs(grad).reshape(-1)).astype(norms.dtype)
-            parts[groups[leaf]] = safe_norm(jnp.stack([parts[groups[leaf]], own]))
-        exact = jnp.stack(parts)
-        return norms.at[examples[i]].set(exact)
+            squares[groups[leaf]] += _scaled_squares(grad).astype(norms.dtype)
+        return norms.at[examples[i]].set(_norm_of_squares(jnp.stack(squares)))
 
     return jax.lax.fori_loop(0, doubtful.sum(), again, norms)
+
+
+def _scales(dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Small, one, large: at one of them the squares of any numbers are of ordinary size."""
+    exponent = 5 * jnp.finfo(dtype).maxexp // 8
+    return jnp.ldexp(jnp.ones(3, dtype), jnp.array([-exponent, 0, exponent]))
+
+
+def _scaled_squares(numbers: jax.Array) -> jax.Array:
+    """The sum of squares at each of three scales, in one pass (after Blue 1978, "A portable
+    Fortran program to find the Euclidean norm of a vector")."""
+    numbers = jnp.abs(numbers)
+    scales = _scales(numbers.dtype).reshape(3, *[1] * numbers.ndim)
+    return jnp.sum(jnp.square(scales * numbers), axis=range(1, 1 + numbers.ndim))
+
+
+def _norm_of_squares(squares: jax.Array) -> jax.Array:
+    """The norm from sums of squares ``[..., 3]``; not finite where a number was not."""
+    finfo = jnp.finfo(squares.dtype)
+    small, same, large = jnp.moveaxis(jnp.sqrt(squares) / _scales(squares.dtype), -1, 0)
+    vanished = squares[..., 1] < finfo.tiny / finfo.eps
+    norm = jnp.where(vanished, large, same)
+    return jnp.where(jnp.isfinite(squares[..., 1]), norm, small)
 
 
 def safe_norm(numbers: jax.Array) -> jax.Array:

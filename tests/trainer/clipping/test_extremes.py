@@ -186,9 +186,9 @@ def test_only_doubtful_examples_are_measured_again(monkeypatch):
     counts = []
     original = norms._measured_again
 
-    def counting(recording, groups, norms, doubtful):
+    def counting(recording, groups, norms, kept, doubtful):
         jax.debug.callback(lambda x: counts.append(np.asarray(x)), doubtful)
-        return original(recording, groups, norms, doubtful)
+        return original(recording, groups, norms, kept, doubtful)
 
     monkeypatch.setattr(norms, "_measured_again", counting)
     rng = np.random.default_rng(0)

@@ -90,26 +90,31 @@ class Contraction(Use):
         """``data^T delta``, over the rows and the leading axes that are not kept."""
         (data,) = saved
         lead = len(kept)
-        stays = tuple(axis for axis, stay in enumerate(kept) if stay)
-        goes = tuple(axis for axis, stay in enumerate(kept) if not stay)
-        delta_batch, delta_rows, _ = self._delta_axes()
-        shift = lambda axes: tuple(lead + axis for axis in axes)
+        delta_batch, delta_rows, delta_free = self._delta_axes()
         wide = jnp.promote_types(jnp.result_type(data, delta), jnp.float32)
         if data.dtype != delta.dtype:
             data, delta = widened(data), widened(delta)
+        left = _arranged(data, kept, self.data_batch, self.data_free, self.data_contract)
+        right = _arranged(delta, kept, delta_batch, delta_rows, delta_free)
+        # Rows are one axis: XLA:CPU (jaxlib 0.10.2) may contract several axes wrongly where
+        # the product is squared and added up in the same fusion.
+        stacked = left.shape[0] != 1
+        if not stacked:
+            left, right = left[0], right[0]
+        axes = (((1,), (1,)), ((0,), (0,))) if stacked else (((0,), (0,)), ((), ()))
         result = jax.lax.dot_general(
-            data,
-            delta,
-            (
-                (goes + shift(self.data_free), goes + shift(delta_rows)),
-                (stays + shift(self.data_batch), stays + shift(delta_batch)),
-            ),
-            precision=self.precision,
-            preferred_element_type=wide,
+            left, right, axes, precision=self.precision, preferred_element_type=wide
         )
-        # The result's axes are those kept, batch, contracted (as the data has them), free.
-        paired = sorted(zip(self.data_contract, self.weight_contract, strict=True))
-        order = (*self.weight_batch, *(weight for _, weight in paired), *self.weight_free)
+        stays = [size for size, stay in zip(data.shape, kept, strict=False) if stay]
+        parts = [
+            (self.data_batch, data),
+            (self.data_contract, data),
+            (tuple(delta_free), delta),
+        ]
+        sizes = [array.shape[lead + axis] for axes, array in parts for axis in axes]
+        # The result's axes are those kept, batch, contracted, free.
+        result = result.reshape(*stays, *sizes)
+        order = (*self.weight_batch, *self.weight_contract, *self.weight_free)
         place = {axis: len(stays) + i for i, axis in enumerate(order)}
         axes = [*range(len(stays)), *(place[axis] for axis in range(len(order)))]
         return result.transpose(axes)
@@ -130,9 +135,6 @@ class Contraction(Use):
     ) -> Gram:
         """The terms: one for each row."""
         (data,) = saved
-        lead = len(kept)
-        stays = tuple(axis for axis, stay in enumerate(kept) if stay)
-        goes = tuple(axis for axis, stay in enumerate(kept) if not stay)
         delta_batch, delta_rows, delta_free = self._delta_axes()
 
         def by_axis(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], tuple[Any, ...]]:
@@ -150,23 +152,29 @@ class Contraction(Use):
             list(zip(range(len(self.data_batch)), self.weight_batch, strict=True))
         )
 
-        def arranged(
-            array: jax.Array, stack: Sequence[int], rows: Sequence[int], vector: Sequence[int]
-        ) -> jax.Array:
-            order = [
-                *stays,
-                *(lead + a for a in stack),
-                *goes,
-                *(lead + a for a in rows),
-                *(lead + a for a in vector),
-            ]
-            moved = array.transpose(order)
-            stacked = len(stays) + len(stack)
-            middle = stacked + len(goes) + len(rows)
-            sizes = [moved.shape[:stacked], moved.shape[stacked:middle], moved.shape[middle:]]
-            return moved.reshape([math.prod(part) for part in sizes])
-
-        left = arranged(data, [self.data_batch[i] for i in batch], self.data_free, contract)
-        right = arranged(delta, [delta_batch[i] for i in batch], delta_rows, free)
-        stack = (tuple(data.shape[axis] for axis in stays), batch_axes)
+        stacked = [self.data_batch[i] for i in batch], [delta_batch[i] for i in batch]
+        left = _arranged(data, kept, stacked[0], self.data_free, contract)
+        right = _arranged(delta, kept, stacked[1], delta_rows, free)
+        stays = tuple(size for size, stay in zip(data.shape, kept, strict=False) if stay)
+        stack = (stays, batch_axes)
         return OuterProducts(stack, left_axes, Vectors(left), right_axes, Vectors(right))
+
+
+def _arranged(
+    array: jax.Array,
+    kept: tuple[bool, ...],
+    stack: Sequence[int],
+    rows: Sequence[int],
+    vector: Sequence[int],
+) -> jax.Array:
+    """An array as ``[stack, rows, vector]``, with the leading axes first among stack or rows."""
+    lead = len(kept)
+    stays = [axis for axis, stay in enumerate(kept) if stay]
+    goes = [axis for axis, stay in enumerate(kept) if not stay]
+    parts = [
+        [*stays, *(lead + axis for axis in stack)],
+        [*goes, *(lead + axis for axis in rows)],
+        [lead + axis for axis in vector],
+    ]
+    moved = array.transpose([axis for part in parts for axis in part])
+    return moved.reshape([math.prod(array.shape[axis] for axis in part) for part in parts])

@@ -190,8 +190,7 @@ class TermsOfWeight:
 
     def measure(self) -> Measured:
         """Sums the inner products of all pairs of terms."""
-        terms = sum(jnp.sum(use.left.squares() * use.right.squares()) for use in self.uses)
-        terms = jnp.asarray(terms)
+        terms = sum_of_terms(*((use.left.squares(), use.right.squares()) for use in self.uses))
         if self._single_rows:
             return Measured(terms, terms)
         total = jnp.zeros_like(terms)
@@ -200,6 +199,15 @@ class TermsOfWeight:
                 inner = jnp.sum(one.left.inner(two.left) * one.right.inner(two.right))
                 total += inner if i == j else 2 * inner
         return Measured(total, terms)
+
+
+def sum_of_terms(*uses: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Sum of the squared norms of rank-one terms, from those of their factors.
+
+    NaN only if a factor is: a square that overflowed times zero counts as zero.
+    """
+    products = [jnp.where((a == 0) | (b == 0), 0, a * b).sum() for a, b in uses]
+    return jnp.asarray(sum(products))
 
 
 def gram_of_weight(uses: Sequence[Gram | None]) -> Gram | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from trainer.clipping.uses.gram import MEASURING, Measured
+from trainer.clipping.uses.gram import MEASURING, Measured, sum_of_terms
 from trainer.clipping.uses.use import widened
 
 # A multiply-add outside of a matrix product takes about as long as this many inside.
@@ -92,7 +92,8 @@ class ByPixels(NamedTuple):
             scale: ``[channels out]``.
         """
         patch_sums = self._over_taps(jnp.sum(widened(self.pixels), axis=-1))
-        sums = jnp.tensordot(patch_sums, widened(self.delta), patch_sums.ndim)
+        channels = self.delta.shape[-1]
+        sums = patch_sums.reshape(-1) @ widened(self.delta).reshape(-1, channels)
         # Scaled channels of the cotangent are scaled channels of the gradient.
         return self._measure(self.delta * scale), sums
 
@@ -102,7 +103,8 @@ class ByPixels(NamedTuple):
         patch_gram = self._over_taps(_gram(self.pixels), here, there)
         patch_squares = self._over_taps(jnp.sum(jnp.square(widened(self.pixels)), axis=-1))
         delta_squares = jnp.sum(jnp.square(widened(delta)), axis=-1)
-        return Measured(jnp.sum(patch_gram * _gram(delta)), jnp.sum(patch_squares * delta_squares))
+        terms = sum_of_terms((patch_squares, delta_squares))
+        return Measured(jnp.sum(patch_gram * _gram(delta)), terms)
 
     def _over_taps(self, pixels: jax.Array, *spatial: Sequence[int]) -> jax.Array:
         """The sum of what all taps see."""
