@@ -41,6 +41,7 @@ Tell = Callable[[str], None]
 Calls = dict[str, Callable[[], Any]]
 
 PEERS_MISSING = "Without PyTorch and Opacus: pip install -e '.[benchmarks]' adds them."
+_FILE_WIDTH = 240
 SLOWEST = 60.0  # times the plain gradient; slower engines are called once
 
 
@@ -184,7 +185,8 @@ def _print(rows: Sequence[Row], about: dict[str, Any], json: bool) -> None:
     if json:
         sys.stdout.write(report.as_json(rows, about))
         return
-    console = Console()
+    # A file or a pipe has room for the whole table.
+    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
     console.print(report.table(rows))
     for note in report.NOTES:
         console.print(note)

@@ -9,9 +9,11 @@ can stop a trial by not asking for more; `run_trial` drives it to its end.
 
 import dataclasses
 import functools
+import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ from trainer.checkpoints import (
 )
 from trainer.config import DataConfig, TrialConfig
 from trainer.datasets import Dataset, Examples, load
+from trainer.device_memory import is_out_of_memory
 from trainer.errors import CheckpointError, ConfigError
 from trainer.evaluation import all_finite, evaluate
 from trainer.keys import BranchKeys
@@ -36,7 +39,9 @@ from trainer.models import init_params, make_model
 from trainer.optimizers import make_optimizer
 from trainer.plan import make_plan
 from trainer.reporting import Outcome, TrialReport
-from trainer.segment import QuantileTraced, Traced, TrainState, draw_rows, make_segment
+from trainer.segment import QuantileTraced, Rows, Traced, TrainState, draw_rows, make_segment
+
+LOGGER = logging.getLogger("trainer")
 
 ChargeFn = Callable[[int], int]
 """Makes "this branch has taken ``step`` steps" durable, and returns how many iterations the
@@ -157,13 +162,8 @@ class _Trial:
         self.plan = make_plan(config, info.num_train)
         self.model = make_model(config.model, info.num_classes)
         clipping = config.clipping
-        self.segment = make_segment(
-            self.model,
-            config.optimizer,
-            clipping.mode,
-            clipping.engine,
-            clipping.microbatch_size,
-        )
+        self.microbatch_size = clipping.microbatch_size
+        self.has_fitted = False
         self.architecture = architecture(config.model, info.image_shape, info.num_classes)
         self.traced = Traced(
             learning_rate=config.learning_rate,
@@ -211,13 +211,50 @@ class _Trial:
 
     def advance(self, state: TrainState, keys: BranchKeys, start: int, stop: int) -> TrainState:
         """Takes steps ``start + 1 .. stop``."""
-        train = self.data.train
         for begin in range(start, stop, self.steps_per_call):
             end = min(begin + self.steps_per_call, stop)
             rows = draw_rows(self.plan, keys, begin, end, multiple=self.steps_per_call)
             for part in rows.split(self.steps_per_call):
-                state = self.segment(state, train.images, train.labels, part, self.traced)
+                state = self._run(state, part)
         return state
+
+    def _run(self, state: TrainState, rows: Rows) -> TrainState:
+        """Takes the steps in some rows, with smaller microbatches if the memory is too short.
+
+        That changes neither the batch nor its noise. Only the first call can fail so: all
+        others want as much memory as that did.
+        """
+        train = self.data.train
+        if self.has_fitted:
+            return self._segment()(state, train.images, train.labels, rows, self.traced)
+        # The state is donated, so it may be gone when the program fails.
+        spare = jax.device_get(state)
+        while True:
+            try:
+                taken = self._segment()(state, train.images, train.labels, rows, self.traced)
+                self.has_fitted = True
+                return jax.block_until_ready(taken)
+            except jax.errors.JaxRuntimeError as error:
+                size = self.microbatch_size or self.plan.sampler.capacity
+                if not is_out_of_memory(error) or size == 1:
+                    raise
+                self.microbatch_size = size // 2
+            LOGGER.warning(
+                "out of memory with %d examples at a time; going on with %d",
+                size,
+                self.microbatch_size,
+            )
+            state = jax.device_put(spare)
+
+    def _segment(self) -> Any:
+        config = self.config
+        return make_segment(
+            self.model,
+            config.optimizer,
+            config.clipping.mode,
+            config.clipping.engine,
+            self.microbatch_size,
+        )
 
     def report(self, state: TrainState, step: int, charged: int) -> TrialReport:
         """Measures the parameters after ``step`` steps, ``charged`` iterations being spent."""

@@ -9,8 +9,9 @@ import accounting
 from trainer import checkpoints, loop
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.errors import CheckpointError, ConfigError
+from trainer.keys import BranchKeys
 from trainer.loop import checkpoint_path, run_trial, trial_reports
-from trainer.plan import mechanism_of
+from trainer.plan import make_plan, mechanism_of
 from trainer.reporting import DP, PRIVATE, PUBLIC, TrialReport, releasable
 
 CONFIG = TrialConfig(
@@ -107,6 +108,49 @@ def test_a_refused_charge_releases_nothing(data_home, tmp_path):
         )
     assert [report.step for report in reports] == [4]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
+
+
+def test_where_memory_is_short_microbatches_shrink_and_nothing_else_changes(
+    data_home, monkeypatch, caplog
+):
+    keys = BranchKeys()
+    monkeypatch.setattr(loop, "BranchKeys", lambda: keys)
+    want = run_trial(CONFIG, data_home=data_home).report
+    sizes = []
+
+    def make_segment(*settings):
+        *_, size = settings
+        segment = real(*settings)
+
+        def run(state, *arguments):
+            sizes.append(size)
+            if size is None or size > 100:
+                jax.tree.map(lambda leaf: leaf.delete(), state)  # donated, and lost
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            return segment(state, *arguments)
+
+        return run
+
+    real = loop.make_segment
+    monkeypatch.setattr(loop, "make_segment", make_segment)
+    got = run_trial(CONFIG, data_home=data_home).report
+    capacity = make_plan(CONFIG, 1437).sampler.capacity
+    assert sizes == [None, capacity // 2, *[capacity // 4] * 3]
+    assert "out of memory" in caplog.text
+    assert got.step == want.step
+    assert got.eval_loss == pytest.approx(want.eval_loss, rel=1e-4)
+
+
+def test_memory_that_is_too_short_for_one_example_is_an_error(data_home, monkeypatch):
+    def make_segment(*settings):
+        def run(*arguments):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+        return run
+
+    monkeypatch.setattr(loop, "make_segment", make_segment)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        run_trial(CONFIG, data_home=data_home)
 
 
 def test_stopping_means_not_asking_for_more(data_home):

@@ -33,6 +33,7 @@ from jax.extend import core
 from trainer.clipping.engines import rows_alone
 from trainer.clipping.loss import Batch, Problem
 from trainer.clipping.running import Clipping, EngineName, run
+from trainer.device_memory import free_bytes, is_out_of_memory
 
 LOGGER = logging.getLogger("trainer.clipping")
 
@@ -84,6 +85,13 @@ class Choice:
     reason: str
     measurements: tuple[Measurement, ...] = ()
 
+    @property
+    def temp_bytes(self) -> int:
+        """Memory that the chosen program wants; 0 where nothing was measured."""
+        chosen = (self.engine, self.microbatch_size)
+        runs = [m for m in self.measurements if (m.engine, m.microbatch_size) == chosen]
+        return max((m.temp_bytes for m in runs if m.secs is not None), default=0)
+
 
 def choose(
     problem: Problem, batch: Batch, clipping: Clipping, microbatch_size: int | None
@@ -97,7 +105,8 @@ def choose(
         microbatch_size: Examples at a time if that is settled, or None to choose it as well.
 
     Returns:
-        The choice for exactly this program and device, measured now if it never was.
+        The choice for exactly this program and device, measured now if it never was or if
+        it would not fit the memory that is free.
     """
     if batch.size == 0:
         return Choice("book_keeping", microbatch_size, "there is nothing to compute")
@@ -106,7 +115,13 @@ def choose(
         return Choice("book_keeping", microbatch_size, reason)
     closed, _ = _closed(problem, batch)
     digest = _digest(closed, batch, clipping, microbatch_size)
-    return _remembered(digest) or _measured(digest, problem, batch, clipping, microbatch_size)
+    known = _remembered(digest)
+    if known is not None and known.temp_bytes <= _MEMORY_SHARE * free_bytes():
+        return known
+    choice = _measured(problem, batch, clipping, microbatch_size)
+    # What fits while something else holds the memory is chosen for this process alone.
+    _remember(digest, choice, on_disk=known is None)
+    return choice
 
 
 def _closed(problem: Problem, batch: Batch) -> tuple[Any, Any]:
@@ -163,9 +178,11 @@ def _remembered(digest: str) -> Choice | None:
     return place[0]
 
 
-def _remember(digest: str, choice: Choice) -> None:
+def _remember(digest: str, choice: Choice, on_disk: bool) -> None:
     folder = _folder()
-    _in_memory(folder, digest).append(choice)
+    _in_memory(folder, digest)[:] = [choice]
+    if not on_disk:
+        return
     record = {
         "choice": dataclasses.asdict(choice),
         "device": jax.devices()[0].device_kind,
@@ -181,11 +198,7 @@ def _remember(digest: str, choice: Choice) -> None:
 
 
 def _measured(
-    digest: str,
-    problem: Problem,
-    batch: Batch,
-    clipping: Clipping,
-    microbatch_size: int | None,
+    problem: Problem, batch: Batch, clipping: Clipping, microbatch_size: int | None
 ) -> Choice:
     LOGGER.info("measuring clipping engines for a batch of %d examples, once", batch.size)
     # The caller may be tracing a program of its own, whose values are not numbers yet.
@@ -197,7 +210,6 @@ def _measured(
         if microbatch_size is None:
             results += bench.smaller(_fastest(results))
     choice = _best(results, batch.size)
-    _remember(digest, choice)
     LOGGER.info("clipping by %s: %s", choice.engine, choice.reason)
     return choice
 
@@ -254,7 +266,7 @@ class _Bench:
             examples=[make(x) for x in batch.examples],
         )
         self.clipping = dataclasses.replace(clipping, l2_clip_norm=1.0)
-        self.free_bytes = _free_bytes()
+        self.free_bytes = _MEMORY_SHARE * free_bytes()
 
     def largest(self, engine: EngineName, settled: int | None) -> Iterator[Measurement]:
         """Measures an engine at the size that is settled, or halves it until it fits."""
@@ -296,7 +308,7 @@ class _Bench:
             try:
                 secs = _median_secs(lambda: compiled(*arguments))
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not is_out_of_memory(error):
                     raise
         return Measurement(engine, size, secs, temp_bytes)
 
@@ -309,15 +321,6 @@ def _median_secs(call: Any) -> float:
         jax.block_until_ready(call())
         runs.append(time.perf_counter() - start)
     return statistics.median(runs)
-
-
-def _free_bytes() -> float:
-    """How much memory a program may take on the first device."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return _MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    pages: float = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _MEMORY_SHARE * pages
 
 
 def _made_up(rng: np.random.Generator, like: Any) -> jax.Array:

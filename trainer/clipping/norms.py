@@ -260,8 +260,11 @@ def _scales(dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def _scaled_squares(numbers: jax.Array) -> jax.Array:
-    """The sum of squares at each of three scales, in one pass (after Blue 1978, "A portable
-    Fortran program to find the Euclidean norm of a vector")."""
+    """The sum of squares at each of three scales, in one pass.
+
+    After Blue 1978, "A portable Fortran program to find the Euclidean norm of a vector", which
+    has three sums as well.
+    """
     numbers = jnp.abs(numbers)
     scales = _scales(numbers.dtype).reshape(3, *[1] * numbers.ndim)
     return jnp.sum(jnp.square(scales * numbers), axis=range(1, 1 + numbers.ndim))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from trainer import device_memory
 from trainer.clipping import choice as choice_module
 from trainer.clipping import clipped_grad
 from trainer.clipping.choice import Measurement, _best, _fastest
@@ -155,11 +156,27 @@ def test_halves_until_the_memory_suffices(monkeypatch):
         return result
 
     monkeypatch.setattr(choice_module._Bench, "time", time)
-    monkeypatch.setattr(choice_module, "_free_bytes", lambda: -1.0)
+    monkeypatch.setattr(choice_module, "free_bytes", lambda: -1.0)
     got = auto()(*ARGS)
     assert [m.microbatch_size for m in wanted if m.engine == "vmap"] == [None, 2, 1]
     want = clipped_grad(loss, l2_clip_norm=1.0, engine="vmap")(*ARGS)
     np.testing.assert_allclose(got["w"], want["w"], rtol=1e-5)
+
+
+def test_a_choice_that_no_longer_fits_is_measured_again_for_this_process_alone(
+    measured, monkeypatch
+):
+    auto()(*ARGS)
+    count, (file,) = len(measured), home_files()
+    kept = file.read_text()
+    monkeypatch.setattr(choice_module, "free_bytes", lambda: 10.0)
+    auto()(*ARGS)
+    assert len(measured) == 2 * count
+    assert file.read_text() == kept
+    monkeypatch.setattr(choice_module, "free_bytes", device_memory.free_bytes)
+    forget()
+    auto()(*ARGS)
+    assert len(measured) == 2 * count
 
 
 @pytest.mark.slow

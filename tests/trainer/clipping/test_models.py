@@ -1,8 +1,6 @@
-"""Equality with jax-privacy on whole models: Flax Linen, Flax NNX, and modules as pytrees."""
+"""Equality with jax-privacy on whole models: Flax Linen, Flax NNX, Equinox."""
 
-import dataclasses
-from typing import Any
-
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,29 +80,36 @@ def test_nnx_modules():
     check(Case(loss, args), "float32", RUNS)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Linear:
-    """A module that is a pytree itself, as in Equinox."""
+class Network(eqx.Module):
+    """Arrays, functions and numbers in one pytree, as Equinox has it."""
 
-    weight: Any
-    bias: Any
-    activate: bool = dataclasses.field(metadata={"static": True})
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.LayerNorm
+    cell: eqx.nn.GRUCell
+    head: eqx.nn.MLP
+    scale: float
+
+    def __init__(self, key):
+        first, second, third = jax.random.split(key, 3)
+        self.conv = eqx.nn.Conv2d(2, 3, 3, key=first)
+        self.norm = eqx.nn.LayerNorm((3, 6, 6))
+        self.cell = eqx.nn.GRUCell(18, 4, key=second)
+        self.head = eqx.nn.MLP(4, 3, 5, 1, key=third)
+        self.scale = 2.0
 
     def __call__(self, x):
-        x = self.weight @ x + self.bias
-        return jnp.tanh(x) if self.activate else x
+        rows = jnp.moveaxis(self.norm(self.conv(x)), 1, 0).reshape(6, 18)
+        step = lambda state, row: (self.cell(self.scale * row, state), None)
+        state, _ = jax.lax.scan(step, jnp.zeros(4), rows)
+        return self.head(state)
 
 
 @pytest.mark.slow
-def test_modules_that_are_pytrees():
-    network = [
-        Linear(normal(5, 6), normal(5), activate=True),
-        Linear(normal(3, 5), normal(3), activate=False),
-    ]
+def test_equinox_modules():
+    params, static = eqx.partition(Network(jax.random.key(0)), eqx.is_inexact_array)
 
-    def loss(network, x, y):
-        first, second = network
-        return cross_entropy(jax.vmap(lambda x: second(first(x)))(x), y)
+    def loss(params, x, y):
+        return cross_entropy(jax.vmap(eqx.combine(params, static))(x), y)
 
-    check(Case(loss, (network, normal(BATCH, 6), labels(BATCH))), "float32", RUNS)
+    args = (params, normal(BATCH, 2, 8, 8), labels(BATCH))
+    check(Case(loss, args), "float32", RUNS)
