@@ -14,7 +14,14 @@ import numpy as np
 from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import CALIBRATED, Domain, Value, step_indices
 from sweeps.spec.sweep_spec import SweepSpec
-from trainer.config import ClippingConfig, DataConfig, ModelConfig, OptimizerName, TrialConfig
+from trainer.config import (
+    ClippingConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerName,
+    ScheduleName,
+    TrialConfig,
+)
 
 # Slowest first. Neighbours in the list differ in what is cheap to change: settings that share
 # a batch size share a compiled program and one reckoning of their privacy.
@@ -24,6 +31,9 @@ GRID_ORDER = (
     "iterations",
     "expected_batch_size",
     "optimizer",
+    "weight_decay",
+    "learning_rate_schedule",
+    "warmup_steps",
     "learning_rate",
 )
 
@@ -39,6 +49,9 @@ _STREAMS = {
     "iterations": 3,
     "noise_multiplier": 4,
     "l2_clip_norm": 5,
+    "weight_decay": 6,
+    "learning_rate_schedule": 7,
+    "warmup_steps": 8,
 }
 
 
@@ -54,6 +67,9 @@ class Hyperparameters:
         noise_multiplier: Noise standard deviation / sensitivity, > 0; or ``calibrated``, the
             smallest that keeps the trial within the target.
         l2_clip_norm: Bound on one example's gradient norm, > 0.
+        weight_decay: Decoupled weight decay, >= 0.
+        learning_rate_schedule: How the learning rate falls.
+        warmup_steps: Steps over which it rises first, >= 0.
     """
 
     optimizer: OptimizerName
@@ -62,6 +78,9 @@ class Hyperparameters:
     iterations: int
     noise_multiplier: float | Literal["calibrated"]
     l2_clip_norm: float
+    weight_decay: float = 0.0
+    learning_rate_schedule: ScheduleName = "constant"
+    warmup_steps: int = 0
 
 
 def expand(spec: SweepSpec) -> list[Hyperparameters]:
@@ -172,6 +191,9 @@ def _hyperparameters(values: dict[str, Value]) -> Hyperparameters:
         iterations=int(values["iterations"]),
         noise_multiplier=CALIBRATED if noise == CALIBRATED else float(noise),
         l2_clip_norm=float(values["l2_clip_norm"]),
+        weight_decay=float(values["weight_decay"]),
+        learning_rate_schedule=cast("ScheduleName", values["learning_rate_schedule"]),
+        warmup_steps=int(values["warmup_steps"]),
     )
 
 
@@ -262,6 +284,9 @@ def trial_config(
         optimizer=hyperparameters.optimizer,
         learning_rate=hyperparameters.learning_rate,
         l2_clip_norm=hyperparameters.l2_clip_norm,
+        weight_decay=hyperparameters.weight_decay,
+        learning_rate_schedule=hyperparameters.learning_rate_schedule,
+        warmup_steps=hyperparameters.warmup_steps,
         noise_multiplier=noise_multiplier,
         sampling_prob=sampling_prob(spec, hyperparameters, num_examples),
         expected_batch_size=hyperparameters.expected_batch_size,

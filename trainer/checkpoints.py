@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainer.config import ModelConfig, TrialConfig
+from trainer.config import ModelConfig, TrialConfig, fixed_weight_decay
 from trainer.errors import CheckpointError
 
 FORMAT = 2
@@ -69,11 +69,17 @@ def config_digest(config: TrialConfig) -> str:
     same is computed, and what the clipping mode does not read. Everything else would make it
     another mechanism or another model.
 
-    A trial that is clipped flat has the digest that it had before there was a choice.
+    A trial that makes no use of a newer choice has the digest that it had before there was one.
     """
     facts = dataclasses.asdict(config)
     for free in ("iterations", "report_every_steps", "clipping"):
         del facts[free]
+    before = {
+        "learning_rate_schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": fixed_weight_decay(config.optimizer),
+    }
+    facts = {name: fact for name, fact in facts.items() if before.get(name) != fact}
     clipping = config.clipping
     if clipping.mode != "flat":
         facts["clipping"] = {"mode": clipping.mode}

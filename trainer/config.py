@@ -25,7 +25,8 @@ ModelName = Literal[
     "vit_small",
     "vit_base",
 ]
-OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"]
+OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb", "lars"]
+ScheduleName = Literal["constant", "linear", "cosine"]
 ClippingModeName = Literal["flat", "per_layer", "automatic", "quantile"]
 ClippingEngine = Literal["auto", "vmap", "two_pass", "book_keeping"]
 Scaling = Literal["unit_norm", "per_image_standardization", "divide_by_255"]
@@ -145,7 +146,11 @@ class TrialConfig:
         data: The data set.
         model: The model.
         optimizer: One of `OptimizerName`, as in optax.
-        learning_rate: Step size, > 0.
+        learning_rate: Step size, > 0; the largest of a schedule.
+        weight_decay: Decoupled weight decay, >= 0 (`trainer.optimizers`).
+        learning_rate_schedule: How the learning rate falls, one of `ScheduleName`
+            (`trainer.schedules`).
+        warmup_steps: Steps over which the learning rate rises first, >= 0.
         l2_clip_norm: Bound on one example's gradient norm, > 0; with `quantile` clipping the
             first of them.
         noise_multiplier: Noise standard deviation / sensitivity, > 0, of everything that a
@@ -176,6 +181,9 @@ class TrialConfig:
     accountant: Accountant = "pld"
     neighboring_relation: NeighboringRelation = "zero_out"
     seed: int = 0
+    weight_decay: float = 0.0
+    learning_rate_schedule: ScheduleName = "constant"
+    warmup_steps: int = 0
     clipping: ClippingConfig = dataclasses.field(default_factory=ClippingConfig)
 
     def __post_init__(self) -> None:
@@ -193,8 +201,10 @@ class TrialConfig:
             )
         for field in ("iterations", "report_every_steps"):
             _positive_int(field, getattr(self, field))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ConfigError(f"seed={self.seed!r}: allowed is a whole number >= 0")
+        for field in ("seed", "warmup_steps"):
+            _whole(field, getattr(self, field))
+        _one_of("learning_rate_schedule", self.learning_rate_schedule, get_args(ScheduleName))
+        _number("weight_decay", self.weight_decay, low=0.0, or_low=True)
         self._check_count_leaves_something()
 
     @property
@@ -237,9 +247,16 @@ class TrialConfig:
                 # What was written before there was a choice was clipped flat.
                 "clipping": ClippingConfig(**data.get("clipping", {})),
             }
+            if "weight_decay" not in data:
+                sections["weight_decay"] = fixed_weight_decay(data["optimizer"])
             return cls(**{**data, **sections})
         except (KeyError, TypeError) as error:
             raise ConfigError(f"not a trial's configuration: {error}") from error
+
+
+def fixed_weight_decay(optimizer: str) -> float:
+    """The weight decay that an optimizer had before it could be chosen."""
+    return 1e-4 if optimizer == "adamw" else 0.0
 
 
 def _one_of(field: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -247,14 +264,24 @@ def _one_of(field: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{field}={value!r}: allowed is one of {', '.join(allowed)}")
 
 
-def _number(field: str, value: object, *, low: float, high: float = math.inf) -> None:
-    """Accepts finite numbers in (low, high]."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool)
-    if not ok or not math.isfinite(value) or not low < value <= high:  # type: ignore[arg-type]
-        bound = f"in ({low:g}, {high:g}]" if math.isfinite(high) else f"> {low:g}"
-        raise ConfigError(f"{field}={value!r}: allowed is a finite number {bound}")
+def _number(
+    field: str, value: object, *, low: float, high: float = math.inf, or_low: bool = False
+) -> None:
+    """Accepts finite numbers in (low, high], and low itself with ``or_low``."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if ok and (low < value <= high or (or_low and value == low)):  # type: ignore[operator]
+        return
+    bound = f"in {'[' if or_low else '('}{low:g}, {high:g}]"
+    if not math.isfinite(high):
+        bound = f">{'=' if or_low else ''} {low:g}"
+    raise ConfigError(f"{field}={value!r}: allowed is a finite number {bound}")
 
 
 def _positive_int(field: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{field}={value!r}: allowed is a whole number >= 1")
+
+
+def _whole(field: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{field}={value!r}: allowed is a whole number >= 0")

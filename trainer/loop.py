@@ -167,6 +167,7 @@ class _Trial:
         self.architecture = architecture(config.model, info.image_shape, info.num_classes)
         self.traced = Traced(
             learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
             noise_multiplier=self.plan.grad_noise_multiplier,
             expected_batch_size=self.plan.expected_batch_size,
             quantile=None

@@ -12,9 +12,12 @@ With `quantile` clipping a step releases two noisy sums, of gradients and of a c
 import dataclasses
 import math
 
+import numpy as np
+
 from accounting import DpSgdMechanism
 from trainer.config import TrialConfig
 from trainer.sampling import PoissonSampler
+from trainer.schedules import learning_rate_factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,8 @@ class TrainingPlan:
         grad_noise_multiplier: Noise on the sum of gradients / clip norm. The mechanism's,
             where the gradients are all that a step releases.
         count_noise_stddev: Noise on the count of unclipped gradients; None where there is none.
+        learning_rate_factors: float32 ``[iterations]``, what the learning rate of each step is
+            multiplied with.
     """
 
     mechanism: DpSgdMechanism
@@ -38,6 +43,7 @@ class TrainingPlan:
     expected_batch_size: float
     grad_noise_multiplier: float
     count_noise_stddev: float | None
+    learning_rate_factors: np.ndarray
 
 
 def make_plan(config: TrialConfig, num_examples: int) -> TrainingPlan:
@@ -52,6 +58,9 @@ def make_plan(config: TrialConfig, num_examples: int) -> TrainingPlan:
             mechanism.noise_multiplier, config.count_noise_stddev
         ),
         count_noise_stddev=config.count_noise_stddev,
+        learning_rate_factors=learning_rate_factors(
+            config.learning_rate_schedule, config.warmup_steps, config.iterations
+        ),
     )
 
 

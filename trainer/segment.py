@@ -3,8 +3,8 @@
 A segment scans over rows (`trainer.sampling`). Each row adds its clipped gradients to a running
 sum; the row that ends a step turns the sum into a noisy average, updates the parameters and
 starts the next sum. Everything in which trials of one shape differ is an argument: learning
-rate, clip norm, noise, divisor, keys. So one program serves every such trial of a sweep. The
-clip norm is part of the state, since `quantile` clipping moves it.
+rates, weight decay, clip norm, noise, divisor, keys. So one program serves every such trial of a
+sweep. The clip norm is part of the state, since `quantile` clipping moves it.
 """
 
 import functools
@@ -55,15 +55,17 @@ class Traced(NamedTuple):
     """Numbers that reach the program as arguments, float32 scalars.
 
     Attributes:
-        learning_rate: Of the optimizer.
+        learning_rate: Of the optimizer, before its schedule.
         noise_multiplier: Of the sum of gradients (`TrainingPlan.grad_noise_multiplier`).
         expected_batch_size: Divisor of the noisy sums.
+        weight_decay: Of the optimizer.
         quantile: Given where the mode is `quantile`, and only there.
     """
 
     learning_rate: jax.Array | float
     noise_multiplier: jax.Array | float
     expected_batch_size: jax.Array | float
+    weight_decay: jax.Array | float = 0.0
     quantile: QuantileTraced | None = None
 
 
@@ -86,11 +88,13 @@ class Rows(NamedTuple):
         indices: int32 ``[rows, capacity]``, padded with -1.
         ends_step: bool ``[rows]``; True in the last row of each step.
         noise_keys: uint32 ``[rows, 2]``; read where ``ends_step`` holds.
+        learning_rate_factors: float32 ``[rows]``, from the schedule; read likewise.
     """
 
     indices: np.ndarray
     ends_step: np.ndarray
     noise_keys: np.ndarray
+    learning_rate_factors: np.ndarray
 
     def split(self, size: int) -> "Iterator[Rows]":
         """Parts of ``size`` rows; the row count is a multiple of it."""
@@ -108,18 +112,20 @@ def draw_rows(plan: TrainingPlan, keys: BranchKeys, start: int, stop: int, multi
         stop: Steps taken afterwards, > start.
         multiple: The row count is padded to a multiple of this with rows that do nothing.
     """
-    indices, ends_step, noise_keys = [], [], []
+    indices, ends_step, noise_keys, factors = [], [], [], []
     for step in range(start + 1, stop + 1):
         step_rows = plan.sampler.rows(keys.sampling_rng(step))
         indices.append(step_rows)
         ends_step += [False] * (len(step_rows) - 1) + [True]
         noise_keys += [keys.noise_key(step)] * len(step_rows)
+        factors += [plan.learning_rate_factors[step - 1]] * len(step_rows)
     missing = -len(ends_step) % multiple
     indices.append(np.full((missing, plan.sampler.capacity), PADDING, np.int32))
     return Rows(
         indices=np.concatenate(indices),
         ends_step=np.array(ends_step + [False] * missing),
         noise_keys=np.concatenate([np.stack(noise_keys), np.zeros((missing, 2), np.uint32)]),
+        learning_rate_factors=np.array(factors + [0.0] * missing, np.float32),
     )
 
 
@@ -176,9 +182,8 @@ def make_segment(
         grads, aux = summed
         return _Sums(grads, shifted_count(aux.grad_norms, is_padding, state.l2_clip_norm))
 
-    def take_step(
-        state: TrainState, sums: _Sums, key: jax.typing.ArrayLike, traced: Traced
-    ) -> TrainState:
+    def take_step(state: TrainState, sums: _Sums, row: Rows, traced: Traced) -> TrainState:
+        key = row.noise_keys
         # Zero noise is plain SGD whatever the clip norm, where 0 x infinity would be NaN. No
         # configuration asks for it: `TrialConfig` and the accountant both refuse zero.
         stddev = jnp.where(
@@ -190,7 +195,8 @@ def make_segment(
         dp_grad = jax.tree.map(
             lambda total, draw: (total + draw) / traced.expected_batch_size, sums.grads, noise
         )
-        optimizer = make_optimizer(optimizer_name, traced.learning_rate)
+        learning_rate = jnp.multiply(traced.learning_rate, row.learning_rate_factors)
+        optimizer = make_optimizer(optimizer_name, learning_rate, traced.weight_decay)
         updates, opt_state = optimizer.update(dp_grad, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         if sums.shifted_count is None:
@@ -218,7 +224,7 @@ def make_segment(
             return jax.lax.cond(
                 row.ends_step,
                 lambda: (
-                    take_step(state, sums, row.noise_keys, traced),
+                    take_step(state, sums, row, traced),
                     jax.tree.map(jnp.zeros_like, sums),
                 ),
                 lambda: (state, sums),

@@ -34,8 +34,8 @@ MAX_DRAWN = 2000
 # As many as there are line styles that an eye tells apart.
 MAX_BATCH_GROUPS = 4
 
-# Okabe and Ito's palette, safe for colour-blind readers; black is the frontier's. Each optimizer
-# keeps its colour from sweep to sweep.
+# Okabe and Ito's palette and a violet, safe for colour-blind readers; black is the frontier's.
+# Each optimizer keeps its colour from sweep to sweep.
 _COLOURS = {
     "sgd": "#0072B2",
     "momentum": "#E69F00",
@@ -43,6 +43,7 @@ _COLOURS = {
     "adam": "#009E73",
     "adamw": "#CC79A7",
     "lamb": "#D55E00",
+    "lars": "#5D3A9B",
 }
 OTHER_COLOUR = "#666666"
 BUDGET_COLOUR = "#8A1C1C"

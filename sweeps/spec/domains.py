@@ -15,7 +15,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from sweeps.spec.refusals import Refusal, one_of, refused
 from sweeps.spec.yaml_source import format_key_path, quotes_hint, shorten, show, suggestion
-from trainer.config import OptimizerName
+from trainer.config import OptimizerName, ScheduleName
 
 MAX_ITERATIONS = 10_000_000
 # Whole numbers up to here are exact as floats.
@@ -197,7 +197,7 @@ class AllowedDomains:
             value = _number(raw) if index == 2 else self.read(raw)
             if whole and not (type(raw) is int and raw <= MAX_WHOLE):
                 value = None
-            if value is None or isinstance(value, str):
+            if value is None or isinstance(value, str) or value <= 0:
                 allowed = (
                     f"a {'whole ' if whole else ''}number {'> 0' if index == 2 else self.low}"
                 )
@@ -274,6 +274,18 @@ def _optimizer(raw: object) -> str | None:
     return raw if isinstance(raw, str) and raw in get_args(OptimizerName) else None
 
 
+def _schedule(raw: object) -> str | None:
+    return raw if isinstance(raw, str) and raw in get_args(ScheduleName) else None
+
+
+def _number_or_zero(raw: object) -> float | None:
+    return 0.0 if type(raw) in (int, float) and raw == 0 else _number(raw)
+
+
+def _steps(raw: object) -> int | None:
+    return raw if type(raw) is int and 0 <= raw <= MAX_ITERATIONS else None
+
+
 def _noise(raw: object) -> str | float | None:
     return raw if isinstance(raw, str) and raw == CALIBRATED else _number(raw)
 
@@ -303,6 +315,23 @@ OPTIMIZERS = AllowedDomains(
     one=one_of(OptimizerName).words,
     read=_optimizer,
     schema={"type": "string", "enum": list(get_args(OptimizerName))},
+)
+SCHEDULES = AllowedDomains(
+    one=one_of(ScheduleName).words,
+    read=_schedule,
+    schema={"type": "string", "enum": list(get_args(ScheduleName))},
+)
+NUMBERS_OR_ZERO = AllowedDomains(
+    one="a number >= 0",
+    read=_number_or_zero,
+    schema={"type": "number", "minimum": 0},
+    ranges=_RANGES,
+)
+STEPS = AllowedDomains(
+    one=f"a whole number from 0 to {MAX_ITERATIONS}",
+    read=_steps,
+    schema={"type": "integer", "minimum": 0, "maximum": MAX_ITERATIONS},
+    ranges=("randint", "lograndint"),
 )
 NOISES = AllowedDomains(
     one=f"a number > 0 or the word {CALIBRATED}",

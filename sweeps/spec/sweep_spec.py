@@ -31,7 +31,10 @@ from sweeps.spec.domains import (
     MAX_WHOLE,
     NOISES,
     NUMBERS,
+    NUMBERS_OR_ZERO,
     OPTIMIZERS,
+    SCHEDULES,
+    STEPS,
     Domain,
 )
 from sweeps.spec.privacy_spec import PrivacySpec
@@ -121,7 +124,9 @@ class SearchSpace(Section):
     """What differs between trials. Each field is a constant or one of Ray Tune's domains."""
 
     optimizer: Annotated[Domain, OPTIMIZERS] = Field(description="Optimizer, as in optax.")
-    learning_rate: Annotated[Domain, NUMBERS] = Field(description="Step size.")
+    learning_rate: Annotated[Domain, NUMBERS] = Field(
+        description="Step size; the largest of a schedule."
+    )
     expected_batch_size: Annotated[Domain, BATCH_SIZES] = Field(
         description="Mean size of a Poisson-sampled batch: each example joins a step with "
         "probability expected_batch_size / examples."
@@ -133,6 +138,18 @@ class SearchSpace(Section):
     )
     l2_clip_norm: Annotated[Domain, NUMBERS] = Field(
         description="Bound on one example's gradient norm."
+    )
+    weight_decay: Annotated[Domain, NUMBERS_OR_ZERO] = Field(
+        default=Domain("constant", (0.0,)),
+        description="Decoupled weight decay: it touches no gradient and costs no privacy.",
+    )
+    learning_rate_schedule: Annotated[Domain, SCHEDULES] = Field(
+        default=Domain("constant", ("constant",)),
+        description="How the learning rate falls to zero over the iterations, after the warm-up.",
+    )
+    warmup_steps: Annotated[Domain, STEPS] = Field(
+        default=Domain("constant", (0,)),
+        description="Steps over which the learning rate rises first.",
     )
 
     def domains(self) -> Iterator[tuple[str, Domain]]:

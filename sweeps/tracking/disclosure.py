@@ -30,6 +30,9 @@ HYPERPARAMETERS = (
     "iterations",
     "noise_multiplier",
     "l2_clip_norm",
+    "weight_decay",
+    "learning_rate_schedule",
+    "warmup_steps",
     "sampling_prob",
 )
 PRIVACY = ("policy", "target_epsilon", "target_delta", "accountant", "neighboring_relation")

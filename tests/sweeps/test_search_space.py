@@ -233,6 +233,24 @@ def test_trial_config():
     )
 
 
+def test_how_the_learning_rate_moves_and_weights_decay_reaches_the_trial():
+    spec = spec_of(
+        learning_rate_schedule="{grid_search: [cosine, linear]}",
+        warmup_steps="{grid_search: [0, 5]}",
+        weight_decay="{choice: [0.1]}",
+    )
+    found = [
+        trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0)
+        for setting in expand(spec)
+    ]
+    assert [(c.learning_rate_schedule, c.warmup_steps, c.weight_decay) for c in found] == [
+        ("cosine", 0, 0.1),
+        ("cosine", 5, 0.1),
+        ("linear", 0, 0.1),
+        ("linear", 5, 0.1),
+    ]
+
+
 def test_a_calibrated_setting_takes_the_noise_it_is_given():
     spec = spec_of(noise_multiplier="calibrated")
     (setting,) = expand(spec)

@@ -204,3 +204,14 @@ def test_how_the_same_is_computed_makes_no_other_trial(mode):
 def test_every_clipping_mode_is_another_trial():
     modes = ("flat", "per_layer", "automatic", "quantile")
     assert len({digest(ClippingConfig(mode=mode)) for mode in modes}) == 4
+
+
+def test_a_schedule_and_weight_decay_make_another_trial():
+    changes = [
+        {},
+        {"learning_rate_schedule": "cosine"},
+        {"learning_rate_schedule": "linear"},
+        {"warmup_steps": 3},
+        {"weight_decay": 0.1},
+    ]
+    assert len({digest(ClippingConfig(), **change) for change in changes}) == len(changes)

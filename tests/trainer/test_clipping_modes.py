@@ -93,7 +93,9 @@ def steps_over(indices, capacity, steps=1):
     rows = to_rows(np.asarray(indices, np.int32), capacity)
     ends = np.arange(len(rows)) == len(rows) - 1
     keys = [np.tile(BranchKeys(ROOT).noise_key(step + 1), (len(rows), 1)) for step in range(steps)]
-    return Rows(np.tile(rows, (steps, 1)), np.tile(ends, steps), np.concatenate(keys))
+    ends = np.tile(ends, steps)
+    rates = np.ones(len(ends), np.float32)
+    return Rows(np.tile(rows, (steps, 1)), ends, np.concatenate(keys), rates)
 
 
 def traced(*, noise=0.0, count_noise_stddev=0.0, learning_rate=0.0, batch=10.0, quantile=0.5):

@@ -42,8 +42,10 @@ NOT_POSITIVE = [0, -1.0, math.nan, math.inf, "1", True, None]
         ("optimizer", "sdg"),
         ("accountant", "gdp"),
         ("neighboring_relation", "replace_one"),
-        ("seed", -1),
-    ],
+        ("learning_rate_schedule", "step"),
+    ]
+    + [("weight_decay", value) for value in (-1e-4, math.inf, math.nan, "0", True)]
+    + [(field, value) for field in ("seed", "warmup_steps") for value in (-1, 1.0, True)],
 )
 def test_a_field_that_is_not_allowed_is_named_with_its_value(field, value):
     with pytest.raises(ConfigError) as caught:
@@ -66,6 +68,15 @@ def test_layer_sizes_are_whole_and_positive(sizes):
 def test_json_round_trip():
     data = json.loads(json.dumps(CONFIG.to_json()))
     assert TrialConfig.from_json(data) == CONFIG
+
+
+@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 1e-4), ("lamb", 0.0)])
+def test_a_configuration_from_before_weight_decay_was_a_choice(optimizer, decay):
+    data = dataclasses.replace(CONFIG, optimizer=optimizer).to_json()
+    for field in ("weight_decay", "learning_rate_schedule", "warmup_steps"):
+        del data[field]
+    want = dataclasses.replace(CONFIG, optimizer=optimizer, weight_decay=decay)
+    assert TrialConfig.from_json(data) == want
 
 
 @pytest.mark.parametrize(

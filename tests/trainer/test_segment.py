@@ -69,7 +69,8 @@ def one_step(indices, capacity):
     rows = to_rows(np.asarray(indices, np.int32), capacity)
     ends = np.arange(len(rows)) == len(rows) - 1
     key = BranchKeys(ROOT).noise_key(1)
-    return Rows(rows, ends, np.tile(key, (len(rows), 1)))
+    rates = np.ones(len(rows), np.float32)
+    return Rows(rows, ends, np.tile(key, (len(rows), 1)), rates)
 
 
 def assert_trees_close(ours, theirs, **tolerance):
@@ -77,19 +78,23 @@ def assert_trees_close(ours, theirs, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"])
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", "momentum", "nesterov", "adam", "adamw", "lamb", "lars"]
+)
 def test_zero_noise_and_infinite_clip_is_the_plain_optimizer(model, data, optimizer):
     images, labels = data
     batches = [np.arange(0, 10), np.arange(10, 20), np.arange(20, 30)]
-    rows = Rows(np.stack(batches).astype(np.int32), np.ones(3, bool), np.zeros((3, 2), np.uint32))
-    settings = traced(noise_multiplier=0.0, learning_rate=0.1)
+    rates, decay = np.array([0.5, 1.0, 0.25], np.float32), 0.01
+    indices, keys = np.stack(batches).astype(np.int32), np.zeros((3, 2), np.uint32)
+    rows = Rows(indices, np.ones(3, bool), keys, rates)
+    settings = traced(noise_multiplier=0.0, learning_rate=0.1, weight_decay=decay)
     got = make_segment(model, optimizer)(
         fresh_state(model, optimizer, np.inf), images, labels, rows, settings
     )
 
-    transform = make_optimizer(optimizer, 0.1)
     state = fresh_state(model, optimizer)
-    for batch in batches:
+    for batch, rate in zip(batches, rates, strict=True):
+        transform = make_optimizer(optimizer, 0.1 * rate, decay)
         grads = jax.grad(
             lambda params, b=batch: jnp.mean(cross_entropy(model, params, images[b], labels[b])[0])
         )(state.params)
@@ -119,7 +124,8 @@ def test_noise_std_is_noise_multiplier_times_clip_norm(data, noise_multiplier, c
     draws = []
     before = jax.device_get(fresh_state(model, l2_clip_norm=clip))
     for step in range(steps):
-        rows = Rows(np.full((1, 4), -1, np.int32), np.ones(1, bool), keys.noise_key(step)[None])
+        indices, ends = np.full((1, 4), -1, np.int32), np.ones(1, bool)
+        rows = Rows(indices, ends, keys.noise_key(step)[None], np.ones(1, np.float32))
         start = jax.device_put(before)
         after = jax.device_get(segment(start, images, labels, rows, settings))
         draws += [
@@ -163,7 +169,8 @@ def test_a_batch_spread_over_rows_gives_the_step_of_one_row(model, data):
 
 def test_rows_that_end_no_step_change_nothing(model, data):
     images, labels = data
-    rows = Rows(np.full((2, 4), -1, np.int32), np.zeros(2, bool), np.zeros((2, 2), np.uint32))
+    indices, keys = np.full((2, 4), -1, np.int32), np.zeros((2, 2), np.uint32)
+    rows = Rows(indices, np.zeros(2, bool), keys, np.ones(2, np.float32))
     start = jax.device_get(fresh_state(model))
     after = make_segment(model, "sgd")(fresh_state(model), images, labels, rows, traced())
     assert_trees_close(start, after, rtol=0, atol=0)
@@ -239,3 +246,14 @@ def test_a_batch_beyond_the_capacity_loses_nobody(monkeypatch):
     rows = draw_rows(plan, BranchKeys(ROOT), 0, 1, multiple=5)
     assert sorted(rows.indices[rows.indices >= 0].tolist()) == list(range(NUM_EXAMPLES))
     assert rows.ends_step.sum() == 1
+
+
+def test_every_step_has_the_learning_rate_of_its_place_in_the_trial():
+    config = dataclasses.replace(CONFIG, learning_rate_schedule="linear", warmup_steps=2)
+    plan = make_plan(config, NUM_EXAMPLES)
+    whole = draw_rows(plan, BranchKeys(ROOT), 0, 6, multiple=1)
+    parts = [draw_rows(plan, BranchKeys(ROOT), *span, multiple=5) for span in ((0, 2), (2, 6))]
+    want = [0.5, 1, 1, 0.75, 0.5, 0.25]
+    np.testing.assert_allclose(whole.learning_rate_factors[whole.ends_step], want)
+    halves = [part.learning_rate_factors[part.ends_step] for part in parts]
+    np.testing.assert_allclose(np.concatenate(halves), want)

@@ -375,9 +375,29 @@ BAD = [
         "x.yaml:18:17: search_space.l2_clip_norm: '1.0' is not allowed (write it without quotes);",
     ),
     (
+        good("l2_clip_norm: 1.0", "l2_clip_norm: 1.0\n  weight_decay: -1"),
+        "x.yaml:19:17: search_space.weight_decay: -1 is not allowed; allowed: a number >= 0, or "
+        "one of the domains",
+    ),
+    (
+        good("l2_clip_norm: 1.0", "l2_clip_norm: 1.0\n  weight_decay: {loguniform: [0, 1]}"),
+        "x.yaml:19:31: search_space.weight_decay.loguniform[0]: 0 is not allowed; allowed: a "
+        "number > 0",
+    ),
+    (
+        good("l2_clip_norm: 1.0", "l2_clip_norm: 1.0\n  warmup_steps: 1.5"),
+        "x.yaml:19:17: search_space.warmup_steps: 1.5 is not allowed; allowed: a whole number "
+        "from 0 to 10000000",
+    ),
+    (
+        good("l2_clip_norm: 1.0", "l2_clip_norm: 1.0\n  learning_rate_schedule: step"),
+        "x.yaml:19:27: search_space.learning_rate_schedule: 'step' is not allowed; allowed: one "
+        "of constant, linear, cosine",
+    ),
+    (
         good("[sgd, adam]", "[sgd, rmsprop]"),
         "x.yaml:13:34: search_space.optimizer.grid_search[1]: 'rmsprop' is not allowed; allowed: "
-        "one of sgd, momentum, nesterov, adam, adamw, lamb",
+        "one of sgd, momentum, nesterov, adam, adamw, lamb, lars",
     ),
     (
         good("{grid_search: [sgd, adam]}", "{uniform: [1, 2]}"),
