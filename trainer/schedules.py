@@ -2,11 +2,11 @@
 
 A factor depends on the step's number and on the trial's length alone, so schedules hold no state,
 touch no data, and a resumed trial is on its curve at once. They reach the compiled program as
-numbers, one for each step: trials that differ in their schedules share it.
+numbers, one for each step: trials that differ in their schedules share it. They are optax's
+schedules of the same names; a plan is made where no JAX is imported, so not by optax.
 """
 
 import numpy as np
-import optax
 
 from trainer.config import ScheduleName
 
@@ -29,15 +29,14 @@ def learning_rate_factors(
     Returns:
         float32 ``[iterations]``, each in (0, 1].
     """
-    falling_steps = max(1, iterations - warmup_steps)
-    match schedule:
-        case "constant":
-            after = optax.constant_schedule(1.0)
-        case "linear":
-            after = optax.linear_schedule(1.0, 0.0, falling_steps)
-        case "cosine":
-            after = optax.cosine_decay_schedule(1.0, falling_steps)
     steps = np.arange(iterations)
     warm = np.minimum(1.0, (steps + 1) / max(1, warmup_steps))
-    falling = np.asarray(after(np.maximum(0, steps - warmup_steps)))
-    return (warm * np.broadcast_to(falling, steps.shape)).astype(np.float32)
+    part = np.maximum(0, steps - warmup_steps) / max(1, iterations - warmup_steps)
+    match schedule:
+        case "constant":
+            falling = np.ones(iterations)
+        case "linear":
+            falling = 1 - part
+        case "cosine":
+            falling = (1 + np.cos(np.pi * part)) / 2
+    return (warm * falling).astype(np.float32)

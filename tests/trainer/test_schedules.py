@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,17 @@ def test_a_cosine_rate_follows_its_formula():
     # Loshchilov & Hutter 2017, equation 5, with eta_min = 0 and eta_max = 1.
     want = [0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(8)]
     np.testing.assert_allclose(learning_rate_factors("cosine", 0, 8), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100])
+def test_schedules_are_those_of_optax(steps):
+    theirs = {
+        "linear": optax.linear_schedule(1.0, 0.0, steps),
+        "cosine": optax.cosine_decay_schedule(1.0, steps),
+    }
+    for name, schedule in theirs.items():
+        want = schedule(np.arange(steps))
+        np.testing.assert_allclose(learning_rate_factors(name, 0, steps), want, atol=1e-6)
 
 
 def test_warm_up_comes_before_the_fall():

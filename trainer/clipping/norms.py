@@ -12,6 +12,7 @@ zero times on nearly every batch.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -234,23 +235,56 @@ def _measured_again(
     doubtful: jax.Array,
 ) -> jax.Array:
     """Replaces the norms of doubtful examples, one after another, by those of formed gradients."""
+    used = sites_of_leaves(recording)
+    examples = jnp.argsort(~doubtful, stable=True)
+    squares = jnp.zeros((*norms.shape, 3), norms.dtype)
+    # One loop after another: in a single one all gradients of an example would exist at once.
+    for leaves in [list(kept), *_packed([leaf for leaf in used if leaf not in kept], recording)]:
+        squares = jax.lax.fori_loop(
+            0,
+            doubtful.sum(),
+            functools.partial(_add_squares, recording, groups, kept, leaves, examples),
+            squares,
+        )
+    return jnp.where(doubtful[:, None], _norm_of_squares(squares), norms)
+
+
+def _add_squares(
+    recording: Recording,
+    groups: Sequence[int],
+    kept: dict[int, jax.Array],
+    leaves: Sequence[int],
+    examples: jax.Array,
+    i: jax.Array,
+    squares: jax.Array,
+) -> jax.Array:
+    """Adds those of one example's gradients of some leaves."""
     # What is kept is not formed again: the data that it came from would be held for that.
     used = sites_of_leaves(recording)
-    formed = {leaf: sites for leaf, sites in used.items() if leaf not in kept}
+    formed = {leaf: used[leaf] for leaf in leaves if leaf not in kept}
     needed = {site.index for sites in formed.values() for site in sites}
     data = [{i: of[i] for i in needed} for of in (recording.saved, recording.deltas)]
-    examples = jnp.argsort(~doubtful, stable=True)
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, examples[i], keepdims=False)
+    grads = jax.tree.map(take, {leaf: kept[leaf] for leaf in leaves if leaf in kept})
+    grads |= _form(recording, formed, *jax.tree.map(take, data))
+    for leaf, grad in grads.items():
+        added = _scaled_squares(grad).astype(squares.dtype)
+        squares = squares.at[examples[i], groups[leaf]].add(added)
+    return squares
 
-    def again(i: jax.Array, norms: jax.Array) -> jax.Array:
-        take = lambda x: jax.lax.dynamic_index_in_dim(x, examples[i], keepdims=False)
-        grads = jax.tree.map(take, kept)
-        grads |= _form(recording, formed, *jax.tree.map(take, data))
-        squares = [jnp.zeros(3, norms.dtype)] * norms.shape[1]
-        for leaf, grad in grads.items():
-            squares[groups[leaf]] += _scaled_squares(grad).astype(norms.dtype)
-        return norms.at[examples[i]].set(_norm_of_squares(jnp.stack(squares)))
 
-    return jax.lax.fori_loop(0, doubtful.sum(), again, norms)
+def _packed(leaves: Sequence[int], recording: Recording) -> list[list[int]]:
+    """Leaves in parts that are together no larger than the largest of them."""
+    sizes = {leaf: recording.batch.leaves[leaf].size for leaf in leaves}
+    parts: list[list[int]] = []
+    room = 0
+    for leaf, size in sizes.items():
+        if not parts or room < size:
+            parts.append([])
+            room = max(sizes.values())
+        parts[-1].append(leaf)
+        room -= size
+    return parts
 
 
 def _scales(dtype: jax.typing.DTypeLike) -> jax.Array:
