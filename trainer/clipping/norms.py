@@ -268,7 +268,7 @@ def _add_squares(
     grads = jax.tree.map(take, {leaf: kept[leaf] for leaf in leaves if leaf in kept})
     grads |= _form(recording, formed, *jax.tree.map(take, data))
     for leaf, grad in grads.items():
-        added = _scaled_squares(grad).astype(squares.dtype)
+        added = _scaled_squares(jnp.abs(grad).astype(squares.dtype))
         squares = squares.at[examples[i], groups[leaf]].add(added)
     return squares
 
@@ -299,7 +299,6 @@ def _scaled_squares(numbers: jax.Array) -> jax.Array:
     After Blue 1978, "A portable Fortran program to find the Euclidean norm of a vector", which
     has three sums as well.
     """
-    numbers = jnp.abs(numbers)
     scales = _scales(numbers.dtype).reshape(3, *[1] * numbers.ndim)
     return jnp.sum(jnp.square(scales * numbers), axis=range(1, 1 + numbers.ndim))
 
