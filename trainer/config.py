@@ -92,7 +92,7 @@ class ModelConfig:
             if not isinstance(sizes, tuple) or not sizes:
                 raise ConfigError(f"model.{field}={sizes!r}: allowed is a non-empty tuple")
             for size in sizes:
-                _positive_int(f"model.{field}", size)
+                _whole(f"model.{field}", size, least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class ClippingConfig:
         if self.count_noise_stddev is not None:
             _number("clipping.count_noise_stddev", self.count_noise_stddev, low=0.0)
         if self.microbatch_size is not None:
-            _positive_int("clipping.microbatch_size", self.microbatch_size)
+            _whole("clipping.microbatch_size", self.microbatch_size, least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,9 +200,9 @@ class TrialConfig:
                 f"target_delta={self.target_delta!r}: allowed is a number in [{_LEAST_DELTA:g}, 1)"
             )
         for field in ("iterations", "report_every_steps"):
-            _positive_int(field, getattr(self, field))
+            _whole(field, getattr(self, field), least=1)
         for field in ("seed", "warmup_steps"):
-            _whole(field, getattr(self, field))
+            _whole(field, getattr(self, field), least=0)
         _one_of("learning_rate_schedule", self.learning_rate_schedule, get_args(ScheduleName))
         _number("weight_decay", self.weight_decay, low=0.0, or_low=True)
         self._check_count_leaves_something()
@@ -277,11 +277,6 @@ def _number(
     raise ConfigError(f"{field}={value!r}: allowed is a finite number {bound}")
 
 
-def _positive_int(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{field}={value!r}: allowed is a whole number >= 1")
-
-
-def _whole(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{field}={value!r}: allowed is a whole number >= 0")
+def _whole(field: str, value: object, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{field}={value!r}: allowed is a whole number >= {least}")

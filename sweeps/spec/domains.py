@@ -270,14 +270,6 @@ def _iterations(raw: object) -> int | None:
     return raw if type(raw) is int and 1 <= raw <= MAX_ITERATIONS else None
 
 
-def _optimizer(raw: object) -> str | None:
-    return raw if isinstance(raw, str) and raw in get_args(OptimizerName) else None
-
-
-def _schedule(raw: object) -> str | None:
-    return raw if isinstance(raw, str) and raw in get_args(ScheduleName) else None
-
-
 def _number_or_zero(raw: object) -> float | None:
     return 0.0 if type(raw) in (int, float) and raw == 0 else _number(raw)
 
@@ -288,6 +280,16 @@ def _steps(raw: object) -> int | None:
 
 def _noise(raw: object) -> str | float | None:
     return raw if isinstance(raw, str) and raw == CALIBRATED else _number(raw)
+
+
+def _one_word(names: Any) -> AllowedDomains:
+    """A field that takes one of a Literal's words."""
+    words = get_args(names)
+    return AllowedDomains(
+        one=one_of(names).words,
+        read=lambda raw: raw if isinstance(raw, str) and raw in words else None,
+        schema={"type": "string", "enum": list(words)},
+    )
 
 
 _RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
@@ -311,16 +313,8 @@ ITERATIONS = AllowedDomains(
     ranges=("randint", "lograndint"),
     low=f"from 1 to {MAX_ITERATIONS}",
 )
-OPTIMIZERS = AllowedDomains(
-    one=one_of(OptimizerName).words,
-    read=_optimizer,
-    schema={"type": "string", "enum": list(get_args(OptimizerName))},
-)
-SCHEDULES = AllowedDomains(
-    one=one_of(ScheduleName).words,
-    read=_schedule,
-    schema={"type": "string", "enum": list(get_args(ScheduleName))},
-)
+OPTIMIZERS = _one_word(OptimizerName)
+SCHEDULES = _one_word(ScheduleName)
 NUMBERS_OR_ZERO = AllowedDomains(
     one="a number >= 0",
     read=_number_or_zero,
