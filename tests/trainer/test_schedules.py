@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.config import ScheduleName
 from trainer.schedules import learning_rate_factors
 
 SCHEDULES = ["constant", "linear", "cosine"]
@@ -30,11 +31,11 @@ def test_a_cosine_rate_follows_its_formula():
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
 def test_schedules_are_those_of_optax(steps):
-    theirs = {
-        "linear": optax.linear_schedule(1.0, 0.0, steps),
-        "cosine": optax.cosine_decay_schedule(1.0, steps),
-    }
-    for name, schedule in theirs.items():
+    theirs: list[tuple[ScheduleName, optax.Schedule]] = [
+        ("linear", optax.linear_schedule(1.0, 0.0, steps)),
+        ("cosine", optax.cosine_decay_schedule(1.0, steps)),
+    ]
+    for name, schedule in theirs:
         want = schedule(np.arange(steps))
         np.testing.assert_allclose(learning_rate_factors(name, 0, steps), want, atol=1e-6)
 
