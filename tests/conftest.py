@@ -26,12 +26,15 @@ def _own_home(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("DP_SWEEPS_HOME", str(tmp_path_factory.mktemp("home")))
     for name in (
         "DP_SWEEPS_DATABASE_URL",
+        "DP_SWEEPS_USER_MODELS",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_EXPERIMENT_NAME",
         "RAY_ADDRESS",
         "TFDS_DATA_DIR",
     ):
-        monkeypatch.delenv(name, raising=False)
+        # Set first, so that it is gone afterwards even if the test set it: MLflow does.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
