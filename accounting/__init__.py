@@ -23,6 +23,7 @@ from accounting.calibration import (
     calibrate_expected_batch_size,
     calibrate_iterations,
     calibrate_noise_multiplier,
+    calibrate_noise_of,
 )
 from accounting.errors import (
     AccountingError,
@@ -54,6 +55,7 @@ from accounting.policies import (
     Decision,
     Policy,
     PrivacyBudget,
+    Sampling,
     check_per_trial,
     guarantee,
 )
@@ -90,6 +92,7 @@ __all__ = [
     "Request",
     "Reservation",
     "SampledGaussian",
+    "Sampling",
     "Selection",
     "TruncatedDpSgdMechanism",
     "TruncatedSampledGaussian",
@@ -99,6 +102,7 @@ __all__ = [
     "calibrate_expected_batch_size",
     "calibrate_iterations",
     "calibrate_noise_multiplier",
+    "calibrate_noise_of",
     "check_per_trial",
     "default_rdp_order",
     "epsilon",

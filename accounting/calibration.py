@@ -6,15 +6,21 @@ whose epsilon was computed by the accountant asked for, and lies within the targ
 bracket's middle or an interpolation is never returned unseen.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
 
 from accounting import _validate
 from accounting._coarse_to_fine import coarse_to_fine
-from accounting.accountants import ACCOUNTANTS, Accountant, epsilon
-from accounting.errors import CalibrationError
-from accounting.mechanism import DpSgdMechanism, NeighboringRelation
+from accounting.accountants import ACCOUNTANTS, Accountant, epsilon, mechanism_parts
+from accounting.errors import CalibrationError, InvalidPrivacyParameter
+from accounting.mechanism import (
+    DpSgdMechanism,
+    Mechanism,
+    NeighboringRelation,
+    TruncatedSampledGaussian,
+)
 
 LEAST_NOISE_MULTIPLIER = 1e-2
 LARGEST_NOISE_MULTIPLIER = 1e9
@@ -52,31 +58,64 @@ def calibrate_noise_multiplier(
         `epsilon` of the mechanism with the returned noise, by the same accountant, never exceeds
         `target_epsilon`.
     """
-    target_epsilon, target_delta = _target(target_epsilon, target_delta, accountant)
     mechanism = DpSgdMechanism(
         noise_multiplier=1.0,
         sampling_prob=sampling_prob,
         iterations=iterations,
         neighboring_relation=neighboring_relation,
     )
-    return _noise_multiplier(mechanism, target_epsilon, target_delta, accountant)
+    return calibrate_noise_of(
+        mechanism,
+        target_epsilon=target_epsilon,
+        target_delta=target_delta,
+        accountant=accountant,
+    )
+
+
+def calibrate_noise_of(
+    mechanism: Mechanism,
+    *,
+    target_epsilon: float,
+    target_delta: float,
+    accountant: Accountant = "pld",
+) -> float:
+    """As `calibrate_noise_multiplier`, for a mechanism of any kind.
+
+    Args:
+        mechanism: What is run; its noise multiplier is not looked at.
+        target_epsilon: Largest epsilon wanted; finite, > 0.
+        target_delta: In [1e-10, 1).
+        accountant: "pld" or "rdp"; the latter not for truncated batches.
+
+    Returns:
+        As `calibrate_noise_multiplier`, of the same mechanism.
+
+    Raises:
+        InvalidPrivacyParameter: An argument is of the wrong type or out of range.
+        CalibrationError: As of `calibrate_noise_multiplier`.
+        AccountingError: The accountant failed.
+
+    Formal guarantees:
+        As `calibrate_noise_multiplier`.
+    """
+    target_epsilon, target_delta = _target(target_epsilon, target_delta, accountant)
+    ((step, _),) = mechanism_parts(mechanism)
+    if accountant == "rdp" and isinstance(step, TruncatedSampledGaussian):
+        raise InvalidPrivacyParameter("accountant", accountant, "'pld' with truncated batches")
+    shape = dataclasses.replace(mechanism, noise_multiplier=1.0)
+    return _noise_multiplier(shape, target_epsilon, target_delta, accountant)
 
 
 @functools.lru_cache(maxsize=1024)
 def _noise_multiplier(
-    shape: DpSgdMechanism, target_epsilon: float, target_delta: float, accountant: Accountant
+    shape: Mechanism, target_epsilon: float, target_delta: float, accountant: Accountant
 ) -> float:
     """Calibrates from validated arguments; the noise multiplier of `shape` is ignored."""
 
-    def with_noise(noise_multiplier: float) -> DpSgdMechanism:
-        return DpSgdMechanism(
-            noise_multiplier=noise_multiplier,
-            sampling_prob=shape.sampling_prob,
-            iterations=shape.iterations,
-            neighboring_relation=shape.neighboring_relation,
-        )
+    def with_noise(noise_multiplier: float) -> Mechanism:
+        return dataclasses.replace(shape, noise_multiplier=noise_multiplier)
 
-    steps = shape.sampling_prob * math.sqrt(shape.iterations)
+    steps = shape.sampling_prob * math.sqrt(shape.repetitions)
     result = coarse_to_fine(
         with_noise,
         target_epsilon,

@@ -13,7 +13,7 @@ A decision fails closed: whatever goes wrong while the cost is computed means "n
 
 import dataclasses
 import math
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from accounting import _validate
 from accounting.accountants import Accountant, epsilon
@@ -30,31 +30,40 @@ from accounting.mechanism import (
 Policy = Literal["per_trial", "declared", "open", "private_selection"]
 POLICIES: tuple[Policy, ...] = ("per_trial", "declared", "open", "private_selection")
 
+Sampling = Literal["poisson", "truncated_poisson", "full_batch", "cyclic_poisson"]
+
 _SENTENCES: dict[Policy, str] = {
     "per_trial": (
         "Each trial on its own is ({epsilon}, {delta})-differentially private for the training "
-        "data, where neighbouring data sets differ by {neighbours} and batches are drawn by "
-        "Poisson sampling; this does NOT cover choosing the best of several trials, nor the "
-        "sweep as a whole."
+        "data, where neighbouring data sets differ by {neighbours} and {batches}; this does NOT "
+        "cover choosing the best of several trials, nor the sweep as a whole."
     ),
     "declared": (
         "All trials of the declared list together, however one of them is chosen, are "
         "({epsilon}, {delta})-differentially private for the training data, where neighbouring "
-        "data sets differ by {neighbours} and batches are drawn by Poisson sampling; the list "
-        "was fixed before the first of them was trained."
+        "data sets differ by {neighbours} and {batches}; the list was fixed before the first of "
+        "them was trained."
     ),
     "open": (
         "Everything trained under this budget together, however trials were chosen, stopped or "
         "continued in the light of earlier ones, is ({epsilon}, {delta})-differentially private "
-        "for the training data, where neighbouring data sets differ by {neighbours} and batches "
-        "are drawn by Poisson sampling."
+        "for the training data, where neighbouring data sets differ by {neighbours} and {batches}."
     ),
     "private_selection": (
         "The winner, and nothing else, is released, and that is ({epsilon}, {delta})-"
         "differentially private for the training data, the search for it included, where "
-        "neighbouring data sets differ by {neighbours} and batches are drawn by Poisson "
-        "sampling; how many trials there were, and every trial but the winner, stay secret."
+        "neighbouring data sets differ by {neighbours} and {batches}; how many trials there "
+        "were, and every trial but the winner, stay secret."
     ),
+}
+_BATCHES: dict[Sampling | None, str] = {
+    "poisson": "batches are drawn by Poisson sampling",
+    "truncated_poisson": "batches are drawn by Poisson sampling and cut, at random, to a largest "
+    "size",
+    "full_batch": "every batch is all of the data",
+    "cyclic_poisson": "batches are drawn by Poisson sampling from one group of the data "
+    "after the other, with noise that is correlated over as many steps as there are groups",
+    None: "batches are drawn as the mechanism says that is accounted for",
 }
 _NEIGHBOURS: dict[tuple[NeighboringRelation, PrivacyUnit], str] = {
     ("add_or_remove_one", "example"): "adding or removing one example",
@@ -64,7 +73,9 @@ _NEIGHBOURS: dict[tuple[NeighboringRelation, PrivacyUnit], str] = {
 }
 
 GUARANTEES: dict[Policy, str] = {
-    policy: sentence.format(epsilon="epsilon", delta="delta", neighbours="one example")
+    policy: sentence.format(
+        epsilon="epsilon", delta="delta", neighbours="one example", batches=_BATCHES[None]
+    )
     for policy, sentence in _SENTENCES.items()
 }
 """What each policy guarantees, in one sentence; `guarantee` says it with the numbers."""
@@ -150,6 +161,7 @@ def guarantee(
     delta: float,
     neighboring_relation: NeighboringRelation = "add_or_remove_one",
     privacy_unit: PrivacyUnit = "example",
+    sampling: Sampling | None = None,
 ) -> str:
     """Returns the guarantee of a policy as one sentence with its numbers.
 
@@ -159,6 +171,7 @@ def guarantee(
         delta: In [1e-10, 1).
         neighboring_relation: See `Mechanism`.
         privacy_unit: See `Mechanism`.
+        sampling: How batches are drawn; None where mechanisms of several kinds may be paid for.
 
     Raises:
         InvalidPrivacyParameter: An argument is unknown or out of range.
@@ -166,10 +179,13 @@ def guarantee(
     _validate.one_of("policy", policy, POLICIES)
     _validate.one_of("neighboring_relation", neighboring_relation, NEIGHBORING_RELATIONS)
     _validate.one_of("privacy_unit", privacy_unit, PRIVACY_UNITS)
+    if sampling is not None:
+        _validate.one_of("sampling", sampling, get_args(Sampling))
     return _SENTENCES[cast("Policy", policy)].format(
         epsilon=shown_epsilon(_validate.non_negative("epsilon", epsilon)),
         delta=f"{_validate.delta('delta', delta):g}",
         neighbours=_NEIGHBOURS[neighboring_relation, privacy_unit],
+        batches=_BATCHES[sampling],
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -7,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accounting import (
+    BandedMatrixFactorizationMechanism,
     CalibrationError,
     DpSgdMechanism,
     InvalidPrivacyParameter,
+    Mechanism,
+    TruncatedDpSgdMechanism,
     calibrate_noise_multiplier,
+    calibrate_noise_of,
     epsilon,
 )
 from accounting._coarse_to_fine import TOLERANCE
@@ -318,3 +323,39 @@ def test_the_others_refuse_invalid_input(field: str, value: object) -> None:
 def test_batches_refuse_an_invalid_number_of_examples(value: Any) -> None:
     with pytest.raises(InvalidPrivacyParameter, match="num_examples"):
         batch_for({"num_examples": value})
+
+
+TRUNCATED = TruncatedDpSgdMechanism(
+    noise_multiplier=9.0,
+    sampling_prob=0.04,
+    iterations=100,
+    num_examples=1437,
+    truncated_batch_size=90,
+)
+BANDED = BandedMatrixFactorizationMechanism(
+    noise_multiplier=9.0, sampling_prob=0.16, iterations=101, bands=4
+)
+
+
+@pytest.mark.parametrize("mechanism", [TRUNCATED, BANDED], ids=lambda one: one.kind)
+def test_noise_is_calibrated_for_the_mechanism_that_is_run(mechanism: Mechanism) -> None:
+    noise = calibrate_noise_of(mechanism, target_epsilon=3.0, target_delta=1e-5)
+
+    def cost(noise_multiplier: float) -> float:
+        changed = dataclasses.replace(mechanism, noise_multiplier=noise_multiplier)
+        return epsilon(changed, delta=1e-5)
+
+    assert cost(noise) <= 3.0 < cost(noise / (1 + 1.1 * TOLERANCE))
+    louder = dataclasses.replace(mechanism, noise_multiplier=0.5)
+    assert calibrate_noise_of(louder, target_epsilon=3.0, target_delta=1e-5) == noise
+
+
+def test_a_banded_run_needs_the_noise_of_as_many_steps_as_a_unit_may_join() -> None:
+    assert calibrate_noise_of(
+        BANDED, target_epsilon=3.0, target_delta=1e-5, accountant="rdp"
+    ) == calibrate(sampling_prob=0.16, iterations=26)
+
+
+def test_truncated_batches_have_no_rdp_noise() -> None:
+    with pytest.raises(InvalidPrivacyParameter, match="'pld' with truncated batches"):
+        calibrate_noise_of(TRUNCATED, target_epsilon=3.0, target_delta=1e-5, accountant="rdp")

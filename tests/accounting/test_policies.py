@@ -109,9 +109,22 @@ def test_the_guarantee_says_what_is_not_covered() -> None:
     text = guarantee("per_trial", epsilon=6.76881, delta=1e-5, neighboring_relation="zero_out")
     assert text.startswith("Each trial on its own is (6.769, 1e-05)-differentially private")
     assert "blanking one example" in text
-    assert "Poisson" in text
+    assert "drawn as the mechanism says" in text
     assert "NOT cover choosing the best of several trials, nor the sweep as a whole" in text
     assert "adding or removing one example" in guarantee("per_trial", epsilon=1, delta=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        ("poisson", "batches are drawn by Poisson sampling;"),
+        ("truncated_poisson", "cut, at random, to a largest size;"),
+        ("full_batch", "every batch is all of the data;"),
+        ("cyclic_poisson", "from one group of the data after the other"),
+    ],
+)
+def test_the_guarantee_says_how_batches_are_drawn(sampling: Any, said: str) -> None:
+    assert said in guarantee("per_trial", epsilon=1, delta=1e-5, sampling=sampling)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -133,6 +146,8 @@ def test_every_policy_states_its_guarantee_in_one_sentence(policy: Policy) -> No
     [
         ("policy", "none"),
         ("privacy_unit", "row"),
+        ("sampling", "shuffled"),
+        ("sampling", ""),
         ("epsilon", math.nan),
         ("epsilon", math.inf),
         ("delta", 0),

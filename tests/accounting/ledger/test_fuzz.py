@@ -32,6 +32,7 @@ from accounting import (
     calibrate_expected_batch_size,
     calibrate_iterations,
     calibrate_noise_multiplier,
+    calibrate_noise_of,
     check_per_trial,
     default_rdp_order,
     epsilon,
@@ -244,6 +245,12 @@ CALLABLES: dict[Callable[..., Any], dict[str, Any]] = {
         "target_delta": 1e-5,
         "sampling_prob": 0.01,
         "iterations": 100,
+        "accountant": "rdp",
+    },
+    calibrate_noise_of: {
+        "mechanism": TRIAL,
+        "target_epsilon": 3.0,
+        "target_delta": 1e-5,
         "accountant": "rdp",
     },
     calibrate_iterations: {
