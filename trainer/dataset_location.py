@@ -15,6 +15,7 @@ from pathlib import Path
 from trainer.config import DATASET_NAME_PATTERN, DataConfig
 from trainer.digits import preparation
 from trainer.errors import DatasetError
+from trainer.prepared import is_complete
 
 # The format that is read.
 FILE_FORMAT = "array_record"
@@ -161,6 +162,25 @@ def find(config: DataConfig, *, search_dirs: Sequence[Path]) -> Location:
     raise DatasetError(_not_found(config.name, search_dirs, seen))
 
 
+def locations(data_dir: Path) -> list[Location]:
+    """Every completely prepared version in a data directory, by name, config and version.
+
+    Raises:
+        DatasetError: A folder cannot be read.
+    """
+    found: list[Location] = []
+    for name in _children(data_dir):
+        if not re.fullmatch(DATASET_NAME_PATTERN, name):
+            continue  # Such as TFDS's own folder of downloads.
+        for folder in (name, *(f"{name}/{child}" for child in _children(data_dir / name))):
+            found += [
+                Location(data_dir=data_dir, name=folder, version=version)
+                for version in _versions(data_dir / folder)
+                if re.fullmatch(DATASET_NAME_PATTERN, f"{folder}:{version}")
+            ]
+    return found
+
+
 def _parse(full_name: str) -> tuple[str, str | None, str | None]:
     # The name becomes part of a path, so it is checked here too, whoever made the config.
     match = re.fullmatch(DATASET_NAME_PATTERN, full_name)
@@ -190,7 +210,7 @@ def _versions(folder: Path) -> list[str]:
     found = [
         child
         for child in _children(folder)
-        if _VERSION.fullmatch(child) and preparation.is_complete(folder / child)
+        if _VERSION.fullmatch(child) and is_complete(folder / child)
     ]
     return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
 
@@ -209,7 +229,10 @@ def _default_config(folder: Path) -> str | None:
 def _not_found(full_name: str, search_dirs: Sequence[Path], seen: Sequence[str]) -> str:
     places = ", ".join(str(data_dir) for data_dir in search_dirs)
     if _parse(full_name)[0] == preparation.NAME:
-        hint = f"The built-in data set is '{preparation.NAME}:{preparation.VERSION}'"
+        hint = (
+            f"The built-in data set is '{preparation.NAME}:{preparation.VERSION}', which "
+            f"`dp-sweeps data prepare {preparation.NAME}` writes"
+        )
     else:
         hint = (
             f"Prepare it with `tfds build {full_name} --file_format={FILE_FORMAT} "

@@ -1,9 +1,10 @@
 """Data sets by their TFDS name, as arrays, with nothing downloaded and no TensorFlow.
 
 Idea: a data set is whatever TFDS prepared under some data directory in the ``array_record``
-format. It is found by looking at folders (`trainer.dataset_location`), read once through a TFDS
-data source, decoded and scaled (`trainer.scaling`) into two float32 arrays that then live where
-the trainer wants them. The built-in ``digits`` is prepared on first use and takes the same road.
+format. It is found by looking at folders (`trainer.dataset_location`), checked by its metadata
+(`trainer.dataset_form`), and read by position (`trainer.reading`), where examples are decoded and
+scaled: all of them at once into two float32 arrays (`load`), or those of a batch when they are
+needed (`open_examples`). The built-in ``digits`` is prepared on first use and takes the same road.
 
 Privacy. The number of examples, the shape of an image and the number of classes count as
 public; everything else about the training examples is protected. So scaling reads one example
@@ -14,17 +15,22 @@ are refused.
 
 import contextlib
 import dataclasses
-import hashlib
-import itertools
-import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trainer.config import DataConfig, Scaling
+from trainer import users
+from trainer.config import DataConfig
+from trainer.dataset_form import (
+    check_user_feature,
+    checked_slices,
+    fingerprint,
+    image_and_label,
+    overlap,
+)
 from trainer.dataset_location import (
     FILE_FORMAT,
     WHERE_TFDS_RUNS,
@@ -32,14 +38,21 @@ from trainer.dataset_location import (
     find_or_prepare,
     found_or_scratch,
 )
+from trainer.declaration import Declaration, read_declaration
 from trainer.errors import DatasetError
-from trainer.scaling import scale
+from trainer.reading import ExampleReader, Examples, Records, image_decoder, parse
 
 # `tensorflow_datasets` takes about 0.4 s to import, so the functions that need it import it.
 
-# Decoding goes in batches of about this many pixels: few enough to stay in a processor's cache
-# while they are scaled, and little memory beside the result.
-_BATCH_PIXELS = 1 << 18
+__all__ = [
+    "Dataset",
+    "DatasetInfo",
+    "Examples",
+    "OpenDataset",
+    "describe",
+    "load",
+    "open_examples",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +71,10 @@ class DatasetInfo:
             whatever splits and scaling a trial uses. It does not depend on any pixel, label or
             size: a digest of protected examples would let anyone who knows all but one of them
             test a guess about the last, and where the size is protected it is guessed as fast.
+        num_users: Number of people whose training examples they are, >= 1; None without
+            ``user_feature``. Public under ``zero_out``, protected under ``add_or_remove_one``.
+            Where people are the privacy unit, it is `num_train` that is protected under both.
+        declaration: What was said of the data set for every sweep, or None.
     """
 
     name: str
@@ -67,19 +84,8 @@ class DatasetInfo:
     image_shape: tuple[int, int, int]
     num_classes: int
     fingerprint: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Examples:
-    """Decoded and scaled examples, in the order of the data set. The arrays are read-only.
-
-    Attributes:
-        images: float32, shape (number of examples, height, width, channels), finite.
-        labels: int32, shape (number of examples,).
-    """
-
-    images: np.ndarray = dataclasses.field(repr=False)
-    labels: np.ndarray = dataclasses.field(repr=False)
+    num_users: int | None = None
+    declaration: Declaration | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,15 +96,40 @@ class Dataset:
         train: The protected examples.
         eval: The held-out examples, treated as public.
         info: Public facts.
+        user_positions: As in `OpenDataset`.
     """
 
     train: Examples
     eval: Examples
     info: DatasetInfo
+    user_positions: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class OpenDataset:
+    """A data set whose examples are read when they are asked for.
+
+    Attributes:
+        train: The protected examples.
+        eval: The held-out examples, treated as public.
+        info: Public facts.
+        user_positions: Where in the training split each person's examples are, int32
+            ``[num_users, most]``, padded with -1; people in the order of their first examples.
+            None without ``user_feature``. Whose examples they are, how many somebody has and
+            so ``most`` are protected.
+    """
+
+    train: ExampleReader
+    eval: ExampleReader
+    info: DatasetInfo
+    user_positions: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
 
 def describe(config: DataConfig, home_data_dir: Path) -> DatasetInfo:
-    """Reads the public facts about a data set; no example, where its features fix the shape.
+    """Reads the public facts about a data set.
+
+    No example is read where the features fix an image's shape; with ``user_feature`` all are, to
+    see whose they are.
 
     Nothing is written: ``digits``, where it is not prepared yet, is described from a copy in a
     temporary folder.
@@ -113,10 +144,30 @@ def describe(config: DataConfig, home_data_dir: Path) -> DatasetInfo:
 
     Raises:
         DatasetError: The data set is absent, cannot be read, or has a form that no model takes;
-            or a split is unknown, empty, uses an example twice, or overlaps the other.
+            or a split is unknown, empty, uses an example twice, or overlaps the other; or
+            ``user_feature`` is none, or somebody has examples in both splits; or its declaration
+            cannot be read.
     """
-    with _quiet(), found_or_scratch(config, home_data_dir) as prepared:
+    with quiet(), found_or_scratch(config, home_data_dir) as prepared:
         return _open(prepared, home_data_dir).info
+
+
+def open_examples(config: DataConfig, home_data_dir: Path) -> OpenDataset:
+    """Opens both splits of a data set for reading by position, and decodes nothing yet.
+
+    Args:
+        config: Which data set, splits and scaling.
+        home_data_dir: As in `describe`; ``digits`` is prepared there, or in
+            ``config.data_dir``, where it is absent.
+
+    Returns:
+        The readers with the facts.
+
+    Raises:
+        DatasetError: As in `describe`.
+    """
+    with quiet():
+        return _open(config, home_data_dir)
 
 
 def load(config: DataConfig, home_data_dir: Path) -> Dataset:
@@ -124,8 +175,7 @@ def load(config: DataConfig, home_data_dir: Path) -> Dataset:
 
     Args:
         config: Which data set, splits and scaling.
-        home_data_dir: As in `describe`; ``digits`` is prepared there, or in
-            ``config.data_dir``, where it is absent.
+        home_data_dir: As in `open_examples`.
 
     Returns:
         The arrays with the facts.
@@ -134,245 +184,132 @@ def load(config: DataConfig, home_data_dir: Path) -> Dataset:
         DatasetError: As in `describe`; or images differ in shape, a pixel is not finite, or a
             label is outside the classes.
     """
-    with _quiet():
+    with quiet():
         opened = _open(config, home_data_dir)
         return Dataset(
-            train=_read(opened, config.train_split, config.scaling),
-            eval=_read(opened, config.eval_split, config.scaling),
+            train=opened.train.read_all(),
+            eval=opened.eval.read_all(),
             info=opened.info,
+            user_positions=opened.user_positions,
         )
 
 
-# Opening.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """A data set whose form and splits have been checked."""
-
-    location: Location
-    builder: Any
-    image_key: str
-    label_key: str
-    info: DatasetInfo
-
-
-def _open(config: DataConfig, home_data_dir: Path) -> _Opened:
-    import tensorflow_datasets as tfds
-
+def _open(config: DataConfig, home_data_dir: Path) -> OpenDataset:
     location = find_or_prepare(config, home_data_dir)
-    try:
-        builder: Any = tfds.builder_from_directory(location.path)
-        tfds_info: Any = builder.info
-    except Exception as error:  # Damaged metadata: TFDS raises whatever its parsers raise.
-        raise DatasetError(
-            f"data set {config.name!r} in {location.path} cannot be opened: {error}. Prepare it "
-            "again in an empty folder"
-        ) from error
-    formats = sorted(file_format.value for file_format in tfds_info.available_file_formats())
-    if FILE_FORMAT not in formats:
-        raise DatasetError(
-            f"data set {config.name!r} in {location.path} is stored as {' and '.join(formats)}; "
-            f"allowed is {FILE_FORMAT}. Convert it with `tfds convert_format "
-            f"--dataset_version_dir={location.path} --out_file_format={FILE_FORMAT}`, "
-            f"{WHERE_TFDS_RUNS}"
+    builder = open_builder(config.name, location)
+    tfds_info = builder.info
+    image_key, label_key = image_and_label(config.name, tfds_info)
+    declaration = read_declaration(location.path)
+    show_sizes = declaration is None or not declaration.hides_num_examples
+    train, held_out = (
+        checked_slices(config.name, tfds_info, field, expression, show_sizes=show_sizes)
+        for field, expression in (
+            ("train_split", config.train_split),
+            ("eval_split", config.eval_split),
         )
-    image_key, label_key = _keys(config.name, tfds_info)
-    train = _slices(config.name, tfds_info, "train_split", config.train_split)
-    held_out = _slices(config.name, tfds_info, "eval_split", config.eval_split)
-    if _overlap(train + held_out):
+    )
+    if overlap(train + held_out):
         raise DatasetError(
             f"data set {config.name!r}: eval_split={config.eval_split!r} overlaps train_split="
             f"{config.train_split!r}, but held-out examples are treated as public. Use ranges "
             "that do not overlap",
             field="eval_split",
         )
+    train_records = _records(location, builder, config.train_split)
+    eval_records = _records(location, builder, config.eval_split)
+    positions = None
+    if config.user_feature is not None:
+        check_user_feature(config.name, tfds_info, config.user_feature)
+        positions = users.positions(train_records, eval_records, config.user_feature)
+    decode_image = image_decoder(tfds_info.features[image_key], image_key)
+    shape = tfds_info.features[image_key].shape
+    if None in shape:  # The first example decides, and reading refuses what differs from it.
+        (shape,) = train_records.read(range(1), lambda record: decode_image(parse(record)).shape)
+    height, width, *channels = shape
     info = DatasetInfo(
         name=location.name,
         version=location.version,
         num_train=sum(stop - start for _, start, stop in train),
         num_eval=sum(stop - start for _, start, stop in held_out),
-        image_shape=_image_shape(location, builder, image_key, config.train_split),
+        image_shape=(height, width, channels[0] if channels else 1),
         num_classes=tfds_info.features[label_key].num_classes,
-        fingerprint=_fingerprint(location, tfds_info, image_key, label_key),
+        fingerprint=fingerprint(location, tfds_info, image_key, label_key),
+        num_users=None if positions is None else len(positions),
+        declaration=declaration,
     )
-    return _Opened(
-        location=location, builder=builder, image_key=image_key, label_key=label_key, info=info
+
+    def reader(split: str, records: Records) -> ExampleReader:
+        return ExampleReader(
+            name=info.name,
+            split=split,
+            image_shape=info.image_shape,
+            num_classes=info.num_classes,
+            scaling=config.scaling,
+            records=records,
+            label_key=label_key,
+            decode_image=decode_image,
+        )
+
+    return OpenDataset(
+        train=reader(config.train_split, train_records),
+        eval=reader(config.eval_split, eval_records),
+        info=info,
+        user_positions=positions,
     )
 
 
-def _image_shape(
-    location: Location, builder: Any, image_key: str, split: str
-) -> tuple[int, int, int]:
-    shape = builder.info.features[image_key].shape
-    if None in shape:  # The first example decides, and reading refuses what differs from it.
-        source = _data_source(location, builder, split)
-        shape = _decode(location.name, source, range(1))[0][image_key].shape
-    height, width, *channels = shape
-    return height, width, channels[0] if channels else 1
+def open_builder(name: str, location: Location) -> Any:
+    """TFDS's reader of a data set's metadata.
 
+    Raises:
+        DatasetError: It is damaged, or the data set is not in the format that is read.
+    """
+    import tensorflow_datasets as tfds
 
-def _fingerprint(location: Location, tfds_info: Any, image_key: str, label_key: str) -> str:
-    image, label = tfds_info.features[image_key], tfds_info.features[label_key]
-    identity = {
-        "name": location.name,
-        "version": location.version,
-        "image": [image_key, image.shape, np.dtype(image.np_dtype).name],
-        "label": [label_key, label.num_classes],
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _keys(name: str, tfds_info: Any) -> tuple[str, str]:
-    """Keys of the image and the label: the supervised pair, else the only ones of their kind."""
-    from tensorflow_datasets import features as tfds_features
-
-    features: dict[str, Any] = {}
-    if isinstance(tfds_info.features, tfds_features.FeaturesDict):
-        features = dict(tfds_info.features.items())
-    supervised: Any = tfds_info.supervised_keys
-    if supervised and len(supervised) == 2 and all(isinstance(key, str) for key in supervised):
-        features = {key: features[key] for key in supervised}
-    labels = [
-        key
-        for key, kind in features.items()
-        if type(kind) is tfds_features.ClassLabel and kind.num_classes
-    ]
-    images = [
-        key
-        for key, kind in features.items()
-        if len(kind.shape or ()) in (2, 3)
-        # Exactly these: text, labels and boxes are kinds of Tensor too.
-        and (type(kind), kind.np_dtype)
-        in (
-            (tfds_features.Image, np.uint8),
-            (tfds_features.Tensor, np.uint8),
-            (tfds_features.Tensor, np.float32),
-        )
-    ]
-    if len(labels) != 1 or len(images) != 1:
-        raise DatasetError(
-            f"data set {name!r} has {len(images)} usable image features and {len(labels)} class "
-            f"labels among {sorted(features)}; allowed is one of each: an Image of uint8 or a "
-            "Tensor of uint8 or float32 with two or three dimensions, and a ClassLabel. Where "
-            "there are several, the data set's supervised_keys choose"
-        )
-    return images[0], labels[0]
-
-
-# A run of examples in one file: file, first, one past the last.
-_Slice = tuple[str, int, int]
-
-
-def _slices(name: str, tfds_info: Any, field: str, expression: str) -> list[_Slice]:
-    """The examples of a split expression as TFDS will read them."""
-    sizes = ", ".join(f"{key} ({split.num_examples})" for key, split in tfds_info.splits.items())
     try:
-        runs = tfds_info.splits[expression].file_instructions
-    except Exception as error:  # TFDS raises six types here, by the kind of mistake.
+        builder: Any = tfds.builder_from_directory(location.path)
+        formats = sorted(form.value for form in builder.info.available_file_formats())
+    except Exception as error:  # Damaged metadata: TFDS raises whatever its parsers raise.
         raise DatasetError(
-            f"data set {name!r}: {field}={expression!r} cannot be read as a split. It has the "
-            f"splits {sizes}; a part is written such as 'train[:80%]' or 'train[100:200]'",
-            field=field,
+            f"data set {name!r} in {location.path} cannot be opened: {error}. Prepare it "
+            "again in an empty folder"
         ) from error
-    if not runs or any(run.take < 1 for run in runs):
+    if FILE_FORMAT not in formats:
         raise DatasetError(
-            f"data set {name!r}: {field}={expression!r} selects no example. It has the splits "
-            f"{sizes}",
-            field=field,
+            f"data set {name!r} in {location.path} is stored as {' and '.join(formats)}; "
+            f"allowed is {FILE_FORMAT}. Convert it with `tfds convert_format "
+            f"--dataset_version_dir={location.path} --out_file_format={FILE_FORMAT}`, "
+            f"{WHERE_TFDS_RUNS}"
         )
-    slices = [(str(run.filename), run.skip, run.skip + run.take) for run in runs]
-    if _overlap(slices):
-        # In training it would count for more than one clipped gradient.
-        raise DatasetError(
-            f"data set {name!r}: {field}={expression!r} takes an example more than once. Use "
-            "ranges that do not overlap",
-            field=field,
-        )
-    return slices
+    return builder
 
 
-def _overlap(slices: Sequence[_Slice]) -> bool:
-    # If any two overlap, so do two neighbours in this order.
-    ordered = sorted(slices)
-    return any(
-        file == next_file and next_start < stop
-        for (file, _, stop), (next_file, next_start, _) in itertools.pairwise(ordered)
-    )
-
-
-# Reading.
-
-
-def _data_source(location: Location, builder: Any, split: str) -> Any:
+def _records(location: Location, builder: Any, split: str) -> Records:
     try:
         # Not `tfds.data_source` by name: of a data set in several formats it may take Parquet,
         # whose reader ignores the range in a split such as 'train[:80%]'.
-        return builder.as_data_source(split=split, file_format=FILE_FORMAT)
+        source = builder.as_data_source(split=split, file_format=FILE_FORMAT).data_source
     except Exception as error:  # The types are the reader's own.
         raise DatasetError(
             f"data set {location.name!r} in {location.path} cannot be read: {error}. Prepare it "
             "again in an empty folder"
         ) from error
-
-
-def _decode(name: str, source: Any, positions: range) -> list[dict[str, Any]]:
-    try:
-        return source.__getitems__(positions)
-    except Exception as error:
-        # Neither its message nor its chain: they may quote an example.
-        raise DatasetError(
-            f"data set {name!r} has a file that is missing, damaged or not decodable "
-            f"({type(error).__name__}). Prepare it again in an empty folder"
-        ) from None
-
-
-def _read(opened: _Opened, split: str, scaling: Scaling) -> Examples:
-    info = opened.info
-    source = _data_source(opened.location, opened.builder, split)
-    images = np.empty((len(source), *info.image_shape), np.float32)
-    labels = np.empty(len(source), np.int32)
-    batch_size = max(1, _BATCH_PIXELS // int(np.prod(info.image_shape)))
-    for start in range(0, len(source), batch_size):
-        stop = min(start + batch_size, len(source))
-        records = _decode(info.name, source, range(start, stop))
-        pixels = _stack(info, [record[opened.image_key] for record in records])
-        classes = np.asarray([record[opened.label_key] for record in records], np.int64)
-        if classes.min() < 0 or classes.max() >= info.num_classes:
-            raise DatasetError(
-                f"data set {info.name!r}: {split!r} has labels outside 0 to "
-                f"{info.num_classes - 1}; -1 marks an example without a label. Use a labelled "
-                "split"
-            )
-        images[start:stop] = scale(pixels, scaling)
-        labels[start:stop] = classes
-    images.setflags(write=False)
-    labels.setflags(write=False)
-    return Examples(images=images, labels=labels)
-
-
-def _stack(info: DatasetInfo, images: list[np.ndarray]) -> np.ndarray:
-    """One batch of decoded images, shape (examples, height, width, channels)."""
-    shape = info.image_shape
-    allowed = {shape, shape[:2]} if shape[2] == 1 else {shape}
-    if any(image.shape not in allowed for image in images):
-        raise DatasetError(
-            f"data set {info.name!r}: not every image has shape {shape}. Prepare a data set whose "
-            "images have one size and one number of channels"
-        )
-    stacked = np.stack([image.reshape(shape) for image in images])
-    if not np.isfinite(stacked).all():
-        raise DatasetError(f"data set {info.name!r}: a pixel is NaN or infinite")
-    return stacked
+    return Records(location.name, source)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps TFDS's advice, such as to install OpenCV, out of the user's terminal."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*more: str) -> Iterator[None]:
+    """Keeps TFDS's advice, such as to install OpenCV, out of the user's terminal.
+
+    Args:
+        more: Names of further loggers to be kept out.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", *more)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from accounting import AccountingError, InvalidPrivacyParameter, LedgerTampered
-from sweeps.cli import budget_commands, ledger_commands, sweep_commands
+from sweeps.cli import budget_commands, data_commands, ledger_commands, sweep_commands
 from sweeps.cli.output import ExitCode, print_note
 from sweeps.errors import SweepError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 sweep_commands.add_to(app)
 app.add_typer(budget_commands.app, name="budget")
+app.add_typer(data_commands.app, name="data")
 app.add_typer(ledger_commands.app, name="ledger")
 
 

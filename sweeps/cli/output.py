@@ -7,6 +7,7 @@ leaves exactly one object on standard output.
 import enum
 import json
 import sys
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 out = Console()
 err = Console(stderr=True)
+
+# Work that is done by then shows no progress.
+_SHOW_AFTER_SECS = 2.0
 
 
 class ExitCode(enum.IntEnum):
@@ -62,3 +66,30 @@ def reckoning() -> Generator[Callable[["SweepSpec"], Callable[["Proposal"], None
             return lambda _: bar.advance(task)
 
         yield on_spec
+
+
+@contextmanager
+def writing(total: int) -> Generator[Callable[[int], None]]:
+    """A progress bar on a terminal while examples are written, once that takes long.
+
+    Args:
+        total: Number of examples.
+
+    Yields:
+        What is called with the number of examples written since the last call, by one thread at a
+        time.
+    """
+    columns = (TextColumn("writing examples"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    task = bar.add_task("", total=total)
+    started = time.monotonic()
+
+    def on_progress(count: int) -> None:
+        bar.advance(task, count)
+        if not bar.live.is_started and time.monotonic() - started > _SHOW_AFTER_SECS:
+            bar.start()
+
+    try:
+        yield on_progress
+    finally:
+        bar.stop()

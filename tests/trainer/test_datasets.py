@@ -1,31 +1,19 @@
 """Any prepared TFDS data set is found by name and read the same way; every mistake is named."""
 
-import io
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from etils import epath
-from PIL import Image
 
-from trainer import dataset_location, datasets
+from tests.trainer.prepared import FEATURES, IMAGES, LABELS, RNG, encoded, examples, prepare
+from trainer import dataset_location, datasets, reading
 from trainer.config import DataConfig
 from trainer.errors import DatasetError
-
-RNG = np.random.default_rng(7)
-IMAGES = RNG.integers(0, 256, (30, 4, 5, 3), dtype=np.uint8)
-LABELS = np.arange(30) % 3
-FEATURES = {
-    "picture": tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8),
-    "kind": tfds.features.ClassLabel(num_classes=3),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -44,54 +32,6 @@ def isolated(monkeypatch, tmp_path):
 @pytest.fixture
 def home(tmp_path) -> Path:
     return tmp_path / "home"
-
-
-def examples(images: Any = IMAGES, labels: Any = LABELS, **more: Any) -> list[dict[str, Any]]:
-    return [
-        {"picture": image, "kind": label, **{key: column[i] for key, column in more.items()}}
-        for i, (image, label) in enumerate(zip(images, labels, strict=True))
-    ]
-
-
-def prepare(
-    data_dir: Path,
-    *,
-    features: Mapping[str, Any] = FEATURES,
-    splits: Mapping[str, list[dict]] | None = None,
-    file_format: str = "array_record",
-    name: str = "shapes",
-    version: str = "1.0.0",
-    config: str | None = None,
-    supervised_keys: tuple[str, str] | None = None,
-) -> Path:
-    """Writes a data set as its own builder would; none of that code is there when it is read."""
-    written = splits or {"train": examples()[:24], "test": examples()[24:]}
-
-    class Generic(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(version)
-        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-        # TFDS would look for these in a package folder of the builder's own.
-        code_path = epath.Path(__file__)
-        pkg_dir_path = epath.Path(__file__).parent
-
-        def _info(self):
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict(dict(features)),
-                supervised_keys=supervised_keys,
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(rows) for split, rows in written.items()}
-
-        def _generate_examples(self, rows):
-            yield from enumerate(rows)
-
-    Generic.name = name
-    builder = Generic(data_dir=data_dir, file_format=file_format)
-    builder.download_and_prepare()
-    return Path(builder.data_dir)
 
 
 def config(**overrides) -> DataConfig:
@@ -195,7 +135,7 @@ def test_several_files(home, monkeypatch):
 def test_decoding_in_batches_changes_nothing(home, monkeypatch):
     prepare(home)
     whole = datasets.load(config(), home)
-    monkeypatch.setattr(datasets, "_BATCH_PIXELS", 7 * 60)
+    monkeypatch.setattr(reading, "_BATCH_PIXELS", 7 * 60)
     batched = datasets.load(config(), home)
     assert np.array_equal(whole.train.images, batched.train.images)
     assert np.array_equal(whole.train.labels, batched.train.labels)
@@ -217,7 +157,7 @@ def test_rank_two_and_float32(home):
 @pytest.mark.parametrize("shape", [(4, 5, 3), (None, None, 3), (4, 5, 1)])
 def test_encoded_images(home, shape, capfd):
     images = IMAGES[..., : shape[2]]
-    rows = examples([png(image) for image in images])
+    rows = examples([encoded(image) for image in images])
     features = {**FEATURES, "picture": tfds.features.Image(shape=shape, encoding_format="png")}
     prepare(home, features=features, splits={"train": rows[:24], "test": rows[24:]})
     capfd.readouterr()
@@ -227,15 +167,9 @@ def test_encoded_images(home, shape, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="png")
-    return buffer.getvalue()
-
-
 def test_images_of_several_sizes_are_refused_without_showing_one(home):
-    rows = examples([png(image) for image in IMAGES])
-    rows[11]["picture"] = png(IMAGES[11, :3])
+    rows = examples([encoded(image) for image in IMAGES])
+    rows[11]["picture"] = encoded(IMAGES[11, :3])
     features = {**FEATURES, "picture": tfds.features.Image(encoding_format="png")}
     prepare(home, features=features, splits={"train": rows[:24], "test": rows[24:]})
     with pytest.raises(DatasetError, match=r"not every image has shape \(4, 5, 3\)") as caught:

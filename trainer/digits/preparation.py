@@ -1,16 +1,10 @@
-"""Writes the built-in data set into a data directory, once, whoever else is writing it.
-
-Each preparation builds a complete copy in a scratch folder beside the target and renames it
-into place, which a file system does as one step. Of several processes, on one machine or on a
-shared disk, the first rename wins and the others drop their copy: there is no lock that a
-killed process could leave behind, and no reader ever sees half a data set.
-"""
+"""Writes the built-in data set into a data directory, once (`trainer.prepared`)."""
 
 import contextlib
 import io
-import os
-import tempfile
 from pathlib import Path
+
+from trainer.prepared import place
 
 NAME = "digits"
 VERSION = "1.0.0"
@@ -28,28 +22,7 @@ def prepare(data_dir: Path) -> Path:
     Raises:
         OSError: The directory cannot be written, or the target exists and is incomplete.
     """
-    target = data_dir / NAME / VERSION
-    if is_complete(target):
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=data_dir) as scratch:
-        _build(scratch)
-        try:
-            os.rename(Path(scratch, NAME, VERSION), target)
-        except OSError:
-            if not is_complete(target):
-                raise
-    return target
-
-
-def is_complete(version_dir: Path) -> bool:
-    """Whether a folder holds a TFDS data set whose preparation came to its end.
-
-    Args:
-        version_dir: ``data_dir/name[/config]/version`` of any data set.
-    """
-    # TFDS writes these two last.
-    return all((version_dir / name).is_file() for name in ("dataset_info.json", "features.json"))
+    return place(data_dir, NAME, VERSION, _build)
 
 
 def _build(data_dir: str) -> None:
