@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 from trainer.models import (
+    BottleneckBlock,
+    Cnn,
+    Mlp,
+    NfResNet,
     ResNet,
     TextTransformer,
     VisionTransformer,
@@ -18,8 +22,12 @@ from trainer.models import (
 
 IMAGES = (8, 8, 2)
 MODELS = {
+    "mlp": (Mlp((4,), 3), IMAGES),
+    "cnn": (Cnn((4,), 3), IMAGES),
     "resnet": (ResNet(3, stage_sizes=(1, 1), width=4), IMAGES),
     "resnet with pooling": (ResNet(3, stage_sizes=(1,), width=4, small_images=False), IMAGES),
+    "resnet of bottlenecks": (ResNet(3, (1,), BottleneckBlock, width=4), IMAGES),
+    "nf resnet": (NfResNet(3, stage_sizes=(1,), width=4), IMAGES),
     "wide resnet": (WideResNet(3, depth=10, widening=1), IMAGES),
     "vision transformer": (VisionTransformer(3, width=8, heads=2, depth=1), IMAGES),
     "text transformer": (TextTransformer(3, 11, 6, width=8, depth=1), (6,)),
@@ -47,7 +55,7 @@ def make_loss(model, inputs):
 
     def loss(params):
         logits = model.apply({"params": params}, inputs)
-        return jnp.sum(cross_entropy(model, params, inputs, labels)[0]), logits
+        return jnp.sum(cross_entropy(logits, labels)[0]), logits
 
     return loss
 

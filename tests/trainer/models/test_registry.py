@@ -17,6 +17,7 @@ from trainer.models import (
     init_params,
     make_model,
 )
+from trainer.network import Network
 
 NAMES = get_args(ModelName)
 
@@ -35,6 +36,12 @@ def num_params(model: nn.Module, shape: tuple[int, ...]) -> int:
         # torchvision's ResNet-18, and its usual form for CIFAR-10: 11.7M and 11.2M.
         ("resnet18", 224, 1000, 11_689_512),
         ("resnet18", 32, 10, 11_173_962),
+        # torchvision's ResNet-50 (25.6M), and its usual form for CIFAR-10: 23.5M.
+        ("resnet50", 224, 1000, 25_557_032),
+        ("resnet50", 32, 10, 23_520_842),
+        # Brock et al. 2021: ResNet-50's, whose gains and biases stand in for those of its norms,
+        # and a SkipInit gain for each of 16 blocks. (Their stem lacks its 64 biases.)
+        ("nf_resnet50", 224, 1000, 25_557_032 + 16),
         # timm's deit_tiny, vit_small and vit_base with patches of 16: 5.7M, 22M, 86M.
         ("vit_tiny", 224, 1000, 5_717_416),
         ("vit_small", 224, 1000, 22_050_664),
@@ -46,7 +53,10 @@ def test_parameter_counts_are_the_published_ones(name, side, num_classes, publis
     assert num_params(model, (side, side, 3)) == published
 
 
-@pytest.mark.parametrize(("name", "published"), [("wrn_16_4", 2.75e6), ("wrn_40_4", 8.95e6)])
+# Zagoruyko & Komodakis 2016, table 4 and their repository: 2.7M, 36.5M and 8.9M.
+@pytest.mark.parametrize(
+    ("name", "published"), [("wrn_16_4", 2.75e6), ("wrn_28_10", 36.5e6), ("wrn_40_4", 8.95e6)]
+)
 def test_wide_resnets_have_the_published_size(name, published):
     # Published with batch normalisation and unbiased convolutions: gains and biases come on top.
     model = make_model(ModelConfig(name=name), 10)
@@ -58,17 +68,28 @@ def test_every_model_takes_the_smallest_images(name):
     shape = (8, 8, 1)
     model = make_model(ModelConfig(name=name), 7)
     params = params_shapes(model, shape)
+    assert params["head"]["kernel"].shape[-1] == 7
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     images = jax.ShapeDtypeStruct((3, *shape), jnp.float32)
     labels = jax.ShapeDtypeStruct((3,), jnp.int32)
     losses, correct = jax.eval_shape(
-        lambda params, images, labels: cross_entropy(model, params, images, labels),
+        lambda params, images, labels: cross_entropy(
+            Network(model).logits(params, {}, images), labels
+        ),
         params,
         images,
         labels,
     )
     assert (losses.shape, losses.dtype) == ((3,), jnp.float32)
     assert (correct.shape, correct.dtype) == ((3,), jnp.bool_)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "logistic_regression"])
+def test_bfloat16_reaches_every_model_that_is_more_than_a_head(name):
+    wide, narrow = (
+        make_model(ModelConfig(name=name, dtype=t), 7) for t in ("float32", "bfloat16")
+    )
+    assert narrow == wide.clone(dtype=jnp.bfloat16) != wide
 
 
 @pytest.mark.parametrize("name", NAMES)
