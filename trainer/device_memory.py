@@ -12,7 +12,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def free_bytes() -> float:
     """What programs can still take on the first device; for a CPU, of the machine's memory."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return min(_free_on_machine(), _free_in_container())

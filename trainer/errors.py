@@ -3,7 +3,11 @@
 TrainerError
 ├── ConfigError (also ValueError)   a field of a config is not allowed
 ├── DatasetError                    a data set is absent or has the wrong form
-└── CheckpointError                 a checkpoint is absent, damaged or of another shape
+├── ModelError                      a user model cannot be loaded, or may not be trained
+├── CheckpointError                 a checkpoint is absent, damaged or of another shape
+├── ChargesError                    a run's own ledger is damaged, absent or of another mechanism
+├── RunError                        a run's directory is not as it has to be
+└── SecretError                     a noise key cannot be kept or read
 """
 
 
@@ -27,5 +31,21 @@ class DatasetError(TrainerError):
         self.field = field
 
 
+class ModelError(TrainerError):
+    """A user model cannot be loaded, or would not keep examples apart."""
+
+
 class CheckpointError(TrainerError):
     """A path holds no complete checkpoint, or one that does not fit what was asked."""
+
+
+class ChargesError(TrainerError):
+    """A run's own ledger is damaged, missing, in use, or of another mechanism; it is not used."""
+
+
+class RunError(TrainerError):
+    """A run's directory exists where none may, or does not where one has to."""
+
+
+class SecretError(TrainerError):
+    """The root of a branch's keys cannot be kept, cannot be read, or is not what it was."""

@@ -1,27 +1,38 @@
-"""Secret randomness: where noise and sampling come from.
+"""Secret randomness: where noise and sampling come from, and where its root is kept.
 
-A branch is one uninterrupted attempt at a trial. It draws 256 bits from the operating system
-when it begins and derives from them, by keyed BLAKE2b, one independent key per purpose and
-step. Nothing is ever stored: the root lives in this object alone, so noise cannot be repeated
-by a restart, a fork or a second trial, and whoever holds a checkpoint, a log or the
-configuration learns nothing about it. A user's ``seed`` never comes here.
+A branch is one lineage of random numbers of a trial. When it begins it draws 256 bits from the
+operating system, its root, and derives from them, by keyed BLAKE2b, one independent key per
+purpose and step. So noise cannot be repeated by a fork or a second trial, and whoever holds a
+checkpoint, a log or the configuration learns nothing about it. A user's ``seed`` never comes here.
+
+A trial that is to survive its process keeps the root in a file of its own below ``secrets/``
+(0600), never in a checkpoint. A process that goes on from a checkpoint and finds the root takes
+the very same steps again, which costs nothing; one that does not, begins another branch.
 """
 
+import contextlib
 import hashlib
+import os
+import re
 import secrets
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from trainer.errors import SecretError
+
 _ROOT_BYTES = 32
+_BRANCH_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class BranchKeys:
     """The keys of one branch. It can be neither printed nor pickled.
 
     Args:
-        root: 32 secret bytes. None, the only choice outside tests, takes them from the
-            operating system.
+        root: 32 secret bytes. None, the only choice outside tests and `load`, takes them from
+            the operating system.
 
     Raises:
         ValueError: If ``root`` is not 32 bytes.
@@ -35,13 +46,96 @@ class BranchKeys:
             raise ValueError(f"root has {len(root)} bytes: allowed is {_ROOT_BYTES}")
         self._root = root
 
+    @property
+    def branch_id(self) -> str:
+        """Names the branch in public: 16 hexadecimal digits, from which no key follows."""
+        return self._derive(b"branch", 0)[:8].hex()
+
     def noise_key(self, step: int) -> np.ndarray:
         """The threefry key of one step's noise, uint32 ``[2]``."""
-        return np.frombuffer(self._derive(b"noise", step)[:8], dtype=np.uint32)
+        return self._threefry(b"noise", step)
+
+    def draw_key(self, step: int) -> np.ndarray:
+        """The threefry key that draws one step's batch on a device, uint32 ``[2]``."""
+        return self._threefry(b"draw", step)
+
+    def view_key(self, step: int) -> np.ndarray:
+        """The threefry key of one step's views of examples, uint32 ``[2]``."""
+        return self._threefry(b"view", step)
 
     def sampling_rng(self, step: int) -> np.random.Generator:
-        """The generator that draws one step's batch."""
-        key = int.from_bytes(self._derive(b"sampling", step)[:16], "little")
+        """The generator that draws one step's batch on the host."""
+        return self._philox(b"sampling", step)
+
+    def groups_rng(self) -> np.random.Generator:
+        """The generator that divides the units into groups, once for the branch."""
+        return self._philox(b"groups", 0)
+
+    def evaluation_rng(self, step: int) -> np.random.Generator:
+        """The generator of the noise on counts of the evaluation after a step."""
+        return self._philox(b"evaluation", step)
+
+    def save(self, secrets_dir: Path) -> None:
+        """Keeps the root in a file of its own that only its owner can read.
+
+        Raises:
+            SecretError: It cannot be written.
+        """
+        path = _path(secrets_dir, self.branch_id)
+        try:
+            secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            with open(os.open(path, flags, 0o600), "wb") as file:
+                file.write(self._root)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SecretError(f"{secrets_dir}: no key can be kept there: {error}") from error
+
+    @classmethod
+    def load(cls, secrets_dir: Path, branch_id: str) -> "BranchKeys | None":
+        """The keys of a branch, or None if its root is not kept there.
+
+        Raises:
+            SecretError: What is kept there is not the root of this branch.
+        """
+        try:
+            root = _path(secrets_dir, branch_id).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise SecretError(f"{secrets_dir}: a key cannot be read: {error}") from error
+        keys = cls(root) if len(root) == _ROOT_BYTES else None
+        if keys is None or keys.branch_id != branch_id:
+            raise SecretError(f"{secrets_dir}: the key of branch {branch_id} is damaged")
+        return keys
+
+    @classmethod
+    def agreed(
+        cls, keys: "BranchKeys | None", from_first: Callable[[np.ndarray], np.ndarray]
+    ) -> "BranchKeys":
+        """The keys of the first of several processes, in all of them.
+
+        Args:
+            keys: Given in the first process.
+            from_first: Gives every process what the first one passes. It carries the root, so
+                it must reach the trial's own processes alone, as sums without noise do.
+        """
+        root = np.zeros(_ROOT_BYTES, np.uint8)
+        if keys is not None:
+            root = np.frombuffer(keys._root, np.uint8)
+        return cls(np.asarray(from_first(root), np.uint8).tobytes())
+
+    def forget(self, secrets_dir: Path) -> None:
+        """Removes the root's file, if there is one: the branch cannot be gone on with."""
+        with contextlib.suppress(OSError):
+            _path(secrets_dir, self.branch_id).unlink(missing_ok=True)
+
+    def _threefry(self, purpose: bytes, step: int) -> np.ndarray:
+        return np.frombuffer(self._derive(purpose, step)[:8], dtype=np.uint32)
+
+    def _philox(self, purpose: bytes, step: int) -> np.random.Generator:
+        key = int.from_bytes(self._derive(purpose, step)[:16], "little")
         return np.random.Generator(np.random.Philox(key=key))
 
     def _derive(self, purpose: bytes, step: int) -> bytes:
@@ -53,3 +147,10 @@ class BranchKeys:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("BranchKeys cannot be pickled: noise keys never leave their process")
+
+
+def _path(secrets_dir: Path, branch_id: str) -> Path:
+    # The id may come from a checkpoint that somebody else wrote, and becomes part of a path.
+    if not _BRANCH_ID.fullmatch(branch_id):
+        raise SecretError(f"branch {branch_id!r}: allowed are 16 hexadecimal digits")
+    return secrets_dir / f"{branch_id}.key"

@@ -14,9 +14,16 @@ import math
 
 import numpy as np
 
-from accounting import DpSgdMechanism
+from accounting import (
+    BandedMatrixFactorizationMechanism,
+    DpSgdMechanism,
+    InvalidPrivacyParameter,
+    Mechanism,
+    TruncatedDpSgdMechanism,
+)
 from trainer.config import TrialConfig
-from trainer.sampling import PoissonSampler
+from trainer.errors import ConfigError
+from trainer.sampling import Sampler
 from trainer.schedules import learning_rate_factors
 
 
@@ -27,7 +34,9 @@ class TrainingPlan:
     Attributes:
         mechanism: What the accountant sees.
         sampler: Draws the batches.
-        l2_clip_norm: Bound on one example's gradient norm: the sum's sensitivity. With
+        noise_strategy: Coefficients that correlate the noise of several steps
+            (`trainer.noise_strategy`); empty where it is independent.
+        l2_clip_norm: Bound on one unit's gradient norm: the sum's sensitivity. With
             `quantile` clipping that of the first step.
         expected_batch_size: Divisor of the noisy sum.
         grad_noise_multiplier: Noise on the sum of gradients / clip norm. The mechanism's,
@@ -37,8 +46,9 @@ class TrainingPlan:
             multiplied with.
     """
 
-    mechanism: DpSgdMechanism
-    sampler: PoissonSampler
+    mechanism: Mechanism
+    sampler: Sampler
+    noise_strategy: tuple[float, ...]
     l2_clip_norm: float
     expected_batch_size: float
     grad_noise_multiplier: float
@@ -46,12 +56,37 @@ class TrainingPlan:
     learning_rate_factors: np.ndarray
 
 
-def make_plan(config: TrialConfig, num_examples: int) -> TrainingPlan:
-    """The plan of a configuration on a training set of ``num_examples`` examples."""
-    mechanism = mechanism_of(config)
+def make_plan(config: TrialConfig, num_units: int) -> TrainingPlan:
+    """The plan of a configuration on a training set of ``num_units`` examples or users.
+
+    Raises:
+        ConfigError: The mechanism is not accounted for, or reckons with another number of units.
+    """
+    try:
+        mechanism = mechanism_of(config)
+    except InvalidPrivacyParameter as error:
+        raise ConfigError(f"mechanism: {error}") from error
+    chosen = config.mechanism
+    if chosen.num_units not in (None, num_units):
+        raise ConfigError(
+            f"mechanism.num_units={chosen.num_units!r}: allowed is the number of units in the "
+            "data, on which the cost of truncated batches depends"
+        )
+    strategy: tuple[float, ...] = ()
+    if chosen.bands > 1:
+        from trainer.noise_strategy import toeplitz_strategy  # JAX, which planning does without
+
+        strategy = toeplitz_strategy(config.iterations, chosen.bands)
     return TrainingPlan(
         mechanism=mechanism,
-        sampler=PoissonSampler(num_examples, mechanism.sampling_prob),
+        sampler=Sampler(
+            num_units=num_units,
+            sampling_prob=mechanism.sampling_prob,
+            bands=chosen.bands,
+            truncated_batch_size=chosen.truncated_batch_size,
+            draws_groups=chosen.bands > 1 and config.neighboring_relation == "add_or_remove_one",
+        ),
+        noise_strategy=strategy,
         l2_clip_norm=config.l2_clip_norm,
         expected_batch_size=config.expected_batch_size,
         grad_noise_multiplier=noise_of_gradients(
@@ -92,11 +127,44 @@ def noise_of_gradients(noise_multiplier: float, count_noise_stddev: float | None
     return noise_multiplier / math.sqrt((1 - ratio) * (1 + ratio))
 
 
-def mechanism_of(config: TrialConfig) -> DpSgdMechanism:
+def mechanism_of(config: TrialConfig) -> Mechanism:
     """The mechanism that a trial of this configuration runs; needs no data and no JAX."""
-    return DpSgdMechanism(
-        noise_multiplier=config.noise_multiplier,
-        sampling_prob=config.sampling_prob,
-        iterations=config.iterations,
+    facts = {
+        "noise_multiplier": config.noise_multiplier,
+        "sampling_prob": config.sampling_prob,
+        "iterations": config.iterations,
+        "neighboring_relation": config.neighboring_relation,
+        "privacy_unit": config.privacy_unit,
+    }
+    chosen = config.mechanism
+    if chosen.bands > 1:
+        return BandedMatrixFactorizationMechanism(**facts, bands=chosen.bands)
+    if chosen.truncated_batch_size is not None and chosen.num_units is not None:
+        return TruncatedDpSgdMechanism(
+            **facts,
+            num_examples=chosen.num_units,
+            truncated_batch_size=chosen.truncated_batch_size,
+        )
+    return DpSgdMechanism(**facts)
+
+
+def evaluation_mechanism(config: TrialConfig, counts_per_report: int) -> Mechanism | None:
+    """What measuring costs the evaluation examples; None where it costs nothing that is kept.
+
+    A report counts right answers. One example more, less or other changes a count by at most 1,
+    so noise of standard deviation ``evaluation.noise_multiplier`` makes it one run of the
+    Gaussian mechanism.
+
+    Args:
+        config: The trial.
+        counts_per_report: How many models a report measures.
+    """
+    noise_multiplier = config.evaluation.noise_multiplier
+    if noise_multiplier is None:
+        return None
+    reports = -(-config.iterations // config.report_every_steps)
+    return DpSgdMechanism.full_batch(
+        noise_multiplier=noise_multiplier,
+        iterations=reports * counts_per_report,
         neighboring_relation=config.neighboring_relation,
     )

@@ -141,9 +141,15 @@ def test_initial_params_must_fit_and_be_public(saved):
     check_initial_params(saved, SHAPE, "0" * 32)
     with pytest.raises(CheckpointError, match="budget that nobody accounts for"):
         check_initial_params(saved, SHAPE, "f" * 32)
-    other = architecture(ModelConfig(name="mlp", hidden_sizes=(3,)), (8, 8, 1), 10)
-    with pytest.raises(CheckpointError, match="hidden_sizes"):
-        check_initial_params(saved, other, "0" * 32)
+    # A head for other classes starts afresh.
+    check_initial_params(saved, {**SHAPE, "num_classes": 3}, "0" * 32)
+    for other in (
+        architecture(ModelConfig(name="mlp", hidden_sizes=(3,)), (8, 8, 1), 10),
+        architecture(ModelConfig(name="mlp"), (8, 8, 3), 10),
+        architecture(ModelConfig(name="cnn"), (8, 8, 1), 3),
+    ):
+        with pytest.raises(CheckpointError, match="hidden_sizes"):
+            check_initial_params(saved, other, "0" * 32)
 
 
 def test_parameters_of_another_form_are_refused(saved):
@@ -153,7 +159,29 @@ def test_parameters_of_another_form_are_refused(saved):
         )
 
 
-@pytest.mark.parametrize("name", get_args(ModelName))
+def test_parameters_from_before_a_layer_was_renamed_are_refused(saved):
+    renamed = {"head": PARAMS["layer"]}
+    with pytest.raises(CheckpointError) as refused:
+        load_params(saved, renamed)
+    assert str(refused.value).endswith(
+        "does not fit: it has layer/kernel (2, 3) where head/kernel (2, 3) is needed; allowed is "
+        "one whose layers have the same names and shapes"
+    )
+
+
+def test_parameters_of_another_shape_are_refused(saved):
+    with pytest.raises(
+        CheckpointError, match=r"has layer/kernel \(2, 3\) where layer/kernel \(2, 4"
+    ):
+        load_params(saved, {"layer": {"kernel": np.zeros((2, 4), np.float32)}})
+
+
+def test_many_names_that_differ_are_cut(saved):
+    with pytest.raises(CheckpointError, match=r"a \(\), b \(\), c \(\) and 2 more is needed"):
+        load_params(saved, {name: np.zeros(()) for name in "abcde"})
+
+
+@pytest.mark.parametrize("name", [*get_args(ModelName), "package.module:Model"])
 def test_every_model_has_an_architecture(name):
     found = architecture(ModelConfig(name=name), (8, 8, 1), 10)
     assert (found["model"], found["image_shape"], found["num_classes"]) == (name, [8, 8, 1], 10)
@@ -201,9 +229,31 @@ def test_how_the_same_is_computed_makes_no_other_trial(mode):
         assert (digest(other) == plain) == (mode != "quantile")
 
 
+def test_the_type_that_is_computed_in_makes_another_trial():
+    narrow = dataclasses.replace(CONFIG.model, dtype="bfloat16")
+    spelled_out = dataclasses.replace(CONFIG.model, dtype="float32")
+    assert digest(ClippingConfig(), model=spelled_out) == digest(ClippingConfig())
+    assert digest(ClippingConfig(), model=narrow) != digest(ClippingConfig())
+
+
 def test_every_clipping_mode_is_another_trial():
     modes = ("flat", "per_layer", "automatic", "quantile")
     assert len({digest(ClippingConfig(mode=mode)) for mode in modes}) == 4
+
+
+def test_what_is_trained_and_from_where_makes_another_trial():
+    changes = [
+        {},
+        {"trainable": "head"},
+        {"trainable": "lora"},
+        {"trainable": "lora", "lora_rank": 4},
+        {"head_init_scale": 0.0},
+        {"init_from": "w.npz"},
+        {"init_from": "w.npz", "fresh_head": True},
+        {"init_from": "w.npz", "init_is_public": True},
+    ]
+    models = [dataclasses.replace(CONFIG.model, **change) for change in changes]
+    assert len({digest(ClippingConfig(), model=model) for model in models}) == len(changes)
 
 
 def test_a_schedule_and_weight_decay_make_another_trial():

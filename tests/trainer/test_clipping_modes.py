@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import checkpoints, loop
+from tests.trainer.small_trial import (
+    NUM_EXAMPLES,
+    distance,
+    inputs_of,
+    made_up_data,
+    recipe_of,
+    state_of,
+    take,
+)
+from trainer import checkpoints, devices
 from trainer.clipping import ClippingMode, Engine
 from trainer.config import (
     ClippingConfig,
@@ -24,9 +33,8 @@ from trainer.config import (
 from trainer.errors import CheckpointError, ConfigError
 from trainer.keys import BranchKeys
 from trainer.loop import run_trial, trial_reports
-from trainer.models import init_params, make_model
-from trainer.noise import KEY_IMPL, count_noise, gaussian_noise_like
-from trainer.optimizers import make_optimizer
+from trainer.models import cross_entropy
+from trainer.noise import add_noise, count_noise
 from trainer.plan import make_plan, mechanism_of, noise_of_gradients
 from trainer.quantile_clipping import (
     LARGEST_CLIP_NORM,
@@ -35,14 +43,10 @@ from trainer.quantile_clipping import (
     shifted_count,
 )
 from trainer.sampling import to_rows
-from trainer.segment import QuantileTraced, Rows, Traced, TrainState, make_segment
+from trainer.step import QuantileTraced, Traced
+from trainer.trial import Trial
 
 ROOT = bytes(range(32))
-NUM_EXAMPLES = 40
-NUM_CLASSES = 3
-SHAPE = (4, 4, 1)
-MODEL = ModelConfig(name="mlp", hidden_sizes=(5,))
-
 QUANTILE = ClippingConfig(mode="quantile")
 CONFIG = TrialConfig(
     data=DataConfig(name="digits"),
@@ -63,14 +67,7 @@ CONFIG = TrialConfig(
 
 @pytest.fixture(scope="module")
 def data():
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(NUM_EXAMPLES, *SHAPE)).astype(np.float32)
-    return jnp.asarray(images), jnp.asarray(rng.integers(0, NUM_CLASSES, NUM_EXAMPLES), jnp.int32)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model(MODEL, NUM_CLASSES)
+    return made_up_data()
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +75,15 @@ def data_home(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-def state_of(model, l2_clip_norm=1.0):
-    params = init_params(model, SHAPE, seed=0)
-    return TrainState(params, make_optimizer("sgd", 1.0).init(params), jnp.float32(l2_clip_norm))
+def segment_of(mode, **settings):
+    """A function that takes a step of this mode on rows of units."""
+    recipe = recipe_of(mode=mode, **settings)
 
+    def step(l2_clip_norm, data, rows, settings):
+        start = state_of(recipe, l2_clip_norm)
+        return take(recipe, start, data, rows, jax.tree.map(np.float32, settings))
 
-def segment_of(model, mode, engine="book_keeping", microbatch_size=None):
-    # An engine by name, for `auto` would measure all of them first.
-    return make_segment(model, "sgd", mode, engine, microbatch_size)
-
-
-def steps_over(indices, capacity, steps=1):
-    """Steps that all take the same batch, each in as many rows as it needs."""
-    rows = to_rows(np.asarray(indices, np.int32), capacity)
-    ends = np.arange(len(rows)) == len(rows) - 1
-    keys = [np.tile(BranchKeys(ROOT).noise_key(step + 1), (len(rows), 1)) for step in range(steps)]
-    ends = np.tile(ends, steps)
-    rates = np.ones(len(ends), np.float32)
-    return Rows(np.tile(rows, (steps, 1)), ends, np.concatenate(keys), rates)
+    return step
 
 
 def traced(*, noise=0.0, count_noise_stddev=0.0, learning_rate=0.0, batch=10.0, quantile=0.5):
@@ -109,16 +97,22 @@ def traced(*, noise=0.0, count_noise_stddev=0.0, learning_rate=0.0, batch=10.0, 
     )
 
 
-def norms_of(model, params, data, indices):
-    """Gradient norms, one example at a time, by nothing of ours but the loss."""
-    from trainer.models import cross_entropy
+def start():
+    """The parameters with which every step here begins."""
+    return state_of(recipe_of()).params
 
-    images, labels = data
-    loss = lambda p, i: jnp.mean(cross_entropy(model, p, images[i : i + 1], labels[i : i + 1])[0])
-    grads = [jax.grad(loss)(params, i) for i in indices]
-    return np.array(
-        [math.sqrt(sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(g))) for g in grads]
-    )
+
+def norms_of(params, data, indices):
+    """Gradient norms, one example at a time, by nothing of ours but the loss."""
+    network = recipe_of().objective.network
+
+    @jax.jit
+    def squares(image, label):
+        loss = lambda p: jnp.mean(cross_entropy(network.logits(p, {}, image), label)[0])
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(jax.grad(loss)(params)))
+
+    found = [squares(data.images[i : i + 1], data.labels[i : i + 1]) for i in indices]
+    return np.sqrt(np.array(found))
 
 
 # --- The configuration ---------------------------------------------------------------------
@@ -209,13 +203,15 @@ def test_the_plan_splits_the_noise_and_leaves_the_mechanism_as_it_is(relation):
     assert plan.grad_noise_multiplier == noise_of_gradients(2.0, plan.count_noise_stddev) > 2.0
 
 
+def noise_like(tree, key_data, stddev):
+    """The noise of one step, without the sums that it hides."""
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    return add_noise(zeros, (), key_data=key_data, stddev=stddev)[0]
+
+
 def test_the_counts_noise_is_another_than_that_of_any_parameter():
-    # Splitting gives leaf i the key that folding in i gives, so the constant must lie beyond.
     key_data = BranchKeys(ROOT).noise_key(1)
-    key = jax.random.wrap_key_data(jnp.asarray(key_data), impl=KEY_IMPL)
-    leaves = [jnp.zeros(())] * 5000
-    draws = gaussian_noise_like(key_data, leaves, 1.0)
-    assert float(draws[7]) == float(jax.random.normal(jax.random.fold_in(key, 7)))
+    draws = noise_like([jnp.zeros(())] * 3000, key_data, 1.0)
     assert float(count_noise(key_data, 1.0)) not in {float(draw) for draw in draws}
 
 
@@ -225,7 +221,7 @@ def test_the_counts_noise_has_the_given_std():
     draws = np.asarray(jax.vmap(lambda key: count_noise(key, 3.0))(keys))
     assert draws.std() == pytest.approx(3.0, rel=0.025)
     assert abs(draws.mean()) < 5 * 3.0 / math.sqrt(20_000)
-    gradients = jax.vmap(lambda key: gaussian_noise_like(key, jnp.zeros(1), 3.0)[0])(keys)
+    gradients = jax.vmap(lambda key: noise_like(jnp.zeros(1), key, 3.0)[0])(keys)
     assert abs(np.corrcoef(draws, np.asarray(gradients))[0, 1]) < 5 / math.sqrt(20_000)
 
 
@@ -275,131 +271,92 @@ def test_the_clip_norm_stays_finite_and_positive(count, clip):
     assert low <= moved <= high
 
 
-# --- The compiled step ---------------------------------------------------------------------
+# --- A step --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("capacity", [4, 8])
-def test_a_step_moves_the_clip_norm_by_the_count_of_its_rows(model, data, capacity):
-    batch = range(8)
-    norms = norms_of(model, state_of(model).params, data, batch)
+def test_a_step_moves_the_clip_norm_by_the_count_of_its_rows(data, capacity):
+    norms = norms_of(start(), data, range(8))
     clip = float(np.sort(norms)[2:4].mean())  # three of eight are within it
-    after = segment_of(model, "quantile")(
-        state_of(model, clip), *data, steps_over(batch, capacity), traced(quantile=0.3)
-    )
+    rows = to_rows(np.arange(8, dtype=np.int32), capacity)
+    after = segment_of("quantile")(clip, data, rows, traced(quantile=0.3))
     fraction = (3 * 0.5 - 5 * 0.5) / 10.0 + 0.5
     assert float(after.l2_clip_norm) == pytest.approx(
         clip * math.exp(-0.2 * (fraction - 0.3)), rel=1e-5
     )
 
 
-def test_neighbouring_batches_move_the_clip_norm_by_half_a_count(model, data):
+def test_neighbouring_batches_move_the_clip_norm_by_half_a_count(data):
     # The same key: the noise cancels. One example less is the same as its row's place padded.
-    segment = segment_of(model, "quantile")
+    step = segment_of("quantile")
     settings = traced(noise=1.0, count_noise_stddev=1.0)
-    whole = steps_over(range(8), 8)
     logs = []
     for without in (None, *range(8)):
-        indices = whole.indices.copy()
-        if without is not None:
-            indices[0, without] = -1
-        after = segment(state_of(model, 2.0), *data, whole._replace(indices=indices), settings)
-        logs.append(math.log(float(after.l2_clip_norm)))
+        row = [-1 if i == without else i for i in range(8)]
+        logs.append(math.log(float(step(2.0, data, [row], settings).l2_clip_norm)))
     counts = -np.array(logs) / 0.2 * 10.0
     np.testing.assert_allclose(np.abs(counts[1:] - counts[0]), 0.5, atol=1e-4)
 
 
-def test_modes_differ_in_the_sum_and_not_in_the_noise(model, data):
-    nothing = steps_over([], 8)
-    batch = steps_over(range(8), 8)
+def test_modes_differ_in_the_sum_and_not_in_the_noise(data):
     settings = Traced(learning_rate=1.0, noise_multiplier=0.7, expected_batch_size=10.0)
-    noise = gaussian_noise_like(BranchKeys(ROOT).noise_key(1), state_of(model).params, 0.7 * 0.5)
-    start = jax.device_get(state_of(model).params)
+    noise = noise_like(start(), inputs_of().noise_key, 0.7 * 0.5)
     alone, moved = {}, {}
     for mode in get_args(ClippingModeName):
         given = traced(noise=0.7, count_noise_stddev=2.0, learning_rate=1.0)
         given = given if mode == "quantile" else settings
-        segment = segment_of(model, mode)
-        alone[mode] = jax.device_get(segment(state_of(model, 0.5), *data, nothing, given).params)
-        moved[mode] = jax.device_get(segment(state_of(model, 0.5), *data, batch, given).params)
+        step = segment_of(mode)
+        alone[mode] = step(0.5, data, [[-1] * 8], given).params
+        moved[mode] = step(0.5, data, [range(8)], given).params
     for params in alone.values():
         jax.tree.map(
-            lambda new, old, draw: np.testing.assert_allclose(new, old - draw / 10, rtol=1e-6),
+            lambda new, old, draw: np.testing.assert_allclose(
+                new, old - draw / 10, rtol=1e-6, atol=1e-8
+            ),
             params,
-            start,
+            start(),
             noise,
         )
         # Bit for bit: what is counted leaves the gradients' noise alone.
         jax.tree.map(np.testing.assert_array_equal, params, alone["flat"])
-    distance = lambda a, b: max(
-        float(np.abs(x - y).max())
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
     assert distance(moved["quantile"], moved["flat"]) < 1e-6
     assert distance(moved["per_layer"], moved["flat"]) > 1e-4
     assert distance(moved["automatic"], moved["flat"]) > 1e-4
 
 
-@pytest.mark.parametrize("mode", get_args(ClippingModeName))
-def test_one_example_moves_the_sum_by_at_most_the_clip_norm(model, data, mode):
-    segment = segment_of(model, mode)
-    settings = traced(noise=1.0, count_noise_stddev=1.0, learning_rate=10.0)
-    settings = settings if mode == "quantile" else settings._replace(quantile=None)
-    one, two = (
-        segment(state_of(model, 0.3), *data, steps_over(batch, 8), settings).params
-        for batch in (range(7), range(8))
-    )
-    difference = jax.tree.map(lambda a, b: float(jnp.sum((a - b) ** 2)), one, two)
-    assert 0 < math.sqrt(sum(jax.tree.leaves(difference))) <= 0.3 * (1 + 1e-4)
-
-
 @pytest.mark.parametrize(
     ("mode", "draws"), [("flat", 4), ("per_layer", 4), ("automatic", 4), ("quantile", 5)]
 )
-def test_only_quantile_draws_noise_for_a_count(model, data, mode, draws):
+def test_only_quantile_draws_noise_for_a_count(data, mode, draws):
     # Four leaves; one draw more for the count.
     settings = traced() if mode == "quantile" else traced()._replace(quantile=None)
-    program = str(
-        jax.make_jaxpr(segment_of(model, mode))(
-            state_of(model), *data, steps_over(range(8), 8), settings
-        )
-    )
+    recipe = recipe_of(mode=mode)
+    state = state_of(recipe)
+    finish = lambda sums: recipe.finish(state, sums, inputs_of(), settings)
+    program = str(jax.make_jaxpr(finish)(recipe.no_sums(state)))
     assert program.count("= random_bits[") == draws
 
 
-def test_the_clip_norm_never_recompiles(model, data):
-    segment = segment_of(model, "quantile")
-    segment(state_of(model), *data, steps_over(range(8), 8), traced())
-    before = segment._cache_size()
-    for clip, quantile, stddev in [(1.0, 0.5, 1.0), (0.3, 0.9, 2.0), (7.0, 0.1, 0.1)]:
-        settings = traced(quantile=quantile, count_noise_stddev=stddev)
-        state = segment(state_of(model, clip), *data, steps_over(range(8), 8), settings)
-        segment(state, *data, steps_over(range(8), 8), settings)
-    assert segment._cache_size() == before
-
-
-@pytest.mark.parametrize("engine", ["auto", "vmap", "two_pass", "book_keeping"])
-def test_engine_and_microbatch_size_do_not_change_the_step(model, data, engine):
+@pytest.mark.parametrize("engine", ["vmap", "two_pass", "book_keeping"])
+def test_engine_and_microbatch_size_do_not_change_the_step(data, engine):
     settings = traced(noise=0.5, count_noise_stddev=1.0, learning_rate=1.0)
-    ours, plain = (
-        segment(state_of(model, 2.0), *data, steps_over(range(8), 8), settings)
-        for segment in (segment_of(model, "quantile", engine, 3), segment_of(model, "quantile"))
-    )
+    steps = (segment_of("quantile", engine=engine, microbatch_size=3), segment_of("quantile"))
+    ours, plain = (step(2.0, data, [range(8)], settings) for step in steps)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, plain)
 
 
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
-@pytest.mark.parametrize("start", [1e-3, 1e3])
-def test_the_clip_norm_finds_the_quantile(model, data, target, start):
+@pytest.mark.parametrize("begin", [1e-3, 1e3])
+def test_the_clip_norm_finds_the_quantile(data, target, begin):
     # Parameters that do not move: the norms stay, and so does their quantile. From a factor of
     # 1000 away, steps of 0.2 x 0.2 in the logarithm need 170; then C swings by at most 0.16.
-    everybody = range(NUM_EXAMPLES)
-    after = segment_of(model, "quantile")(
-        state_of(model, start),
-        *data,
-        steps_over(everybody, NUM_EXAMPLES, steps=300),
-        traced(batch=float(NUM_EXAMPLES), quantile=target, count_noise_stddev=0.01),
-    )
-    norms = norms_of(model, state_of(model).params, data, everybody)
+    settings = traced(batch=float(NUM_EXAMPLES), quantile=target, count_noise_stddev=0.01)
+    settings = jax.tree.map(np.float32, settings)
+    recipe = recipe_of(mode="quantile")
+    after = state_of(recipe, begin)
+    for step in range(1, 301):
+        after = take(recipe, after, data, [range(NUM_EXAMPLES)], settings, inputs_of(step))
+    norms = norms_of(start(), data, range(NUM_EXAMPLES))
     low, high = np.quantile(norms, [target - 0.05, target + 0.05])
     assert low * 0.97 <= float(after.l2_clip_norm) <= high * 1.03
 
@@ -416,11 +373,10 @@ def test_a_resumed_trial_goes_on_with_its_clip_norm(data_home, tmp_path):
     # Neither more steps nor another way to compute the same is another trial.
     clipping = dataclasses.replace(QUANTILE, engine="vmap", microbatch_size=50)
     longer = dataclasses.replace(CONFIG, iterations=5, clipping=clipping)
-    trial = loop._Trial(longer, loop._on_device(longer.data, data_home))
-    state, step = trial.start(first.checkpoint)
-    assert (float(state.l2_clip_norm), step) == (reached, 4)
+    at = Trial(longer, data_home, devices.topology(1)).start(first.checkpoint, None)
+    assert (float(at.state.l2_clip_norm), at.step) == (reached, 4)
     (report,) = trial_reports(
-        longer, data_home=data_home, resume_from=first.checkpoint, charge=lambda step: step
+        longer, data_home=data_home, resume_from=first.checkpoint, charge=lambda branch, step: step
     )
     # One step moves it by at most eta_C times a fraction, plus noise of 0.05 eta_C: 5 of it.
     assert 0 < abs(math.log(report.l2_clip_norm / reached)) <= 0.2 * (0.5 + 0.25 + 0.1)
@@ -456,12 +412,13 @@ def test_a_checkpoint_of_another_clipping_is_not_resumed(data_home, tmp_path, ch
     clipping = dataclasses.replace(QUANTILE, **change)
     other = dataclasses.replace(CONFIG, iterations=20, clipping=clipping)
     with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        run_trial(other, data_home=data_home, resume_from=first.checkpoint, charge=lambda s: s)
+        run_trial(other, data_home=data_home, resume_from=first.checkpoint, charge=lambda b, s: s)
 
 
 def test_a_step_uses_the_plans_noise_and_not_the_mechanisms(data_home):
-    trial = loop._Trial(CONFIG, loop._on_device(CONFIG.data, data_home))
-    assert trial.traced.noise_multiplier == trial.plan.grad_noise_multiplier > 2.0
-    assert trial.traced.quantile == (0.5, 0.2, trial.plan.count_noise_stddev)
+    trial = Trial(CONFIG, data_home, devices.topology(1))
+    assert trial.traced.noise_multiplier == np.float32(trial.plan.grad_noise_multiplier) > 2.0
+    assert trial.traced.quantile is not None
+    assert trial.traced.quantile.count_noise_stddev == np.float32(trial.plan.count_noise_stddev)
     flat = dataclasses.replace(CONFIG, clipping=ClippingConfig())
-    assert loop._Trial(flat, loop._on_device(flat.data, data_home)).traced.quantile is None
+    assert Trial(flat, data_home, devices.topology(1)).traced.quantile is None

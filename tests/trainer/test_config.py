@@ -65,6 +65,52 @@ def test_layer_sizes_are_whole_and_positive(sizes):
         ModelConfig(name="mlp", hidden_sizes=sizes)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("trainable", "half"), ("trainable", None)]
+    + [("lora_rank", value) for value in (0, -1, 2.0, True, "8")]
+    + [("head_init_scale", value) for value in (-0.5, math.nan, math.inf, "1", True, None)]
+    + [(field, value) for field in ("init_is_public", "fresh_head") for value in (1, "no", None)],
+)
+def test_a_field_of_the_model_that_is_not_allowed_is_named_with_its_value(field, value):
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig(name="mlp", **{field: value})
+    assert str(caught.value).startswith(f"model.{field}={value!r}: allowed is")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lora_rank": 4}, r"model.lora_rank=4: nothing reads it with trainable all; allowed: 8"),
+        ({"lora_rank": 4, "trainable": "head"}, "with trainable head"),
+        ({"fresh_head": True}, "model.fresh_head=True: nothing reads it without init_from"),
+        ({"init_is_public": True}, "model.init_is_public=True: nothing reads it without init_f"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(name="mlp", **fields)
+
+
+def test_a_model_without_layers_to_update_is_refused_when_it_is_read():
+    with pytest.raises(ConfigError, match=r"model.trainable='lora': resnet18 has no dense layer"):
+        ModelConfig(name="resnet18", trainable="lora")
+
+
+def test_what_is_trained_survives_json():
+    model = ModelConfig(
+        name="mlp",
+        trainable="lora",
+        lora_rank=2,
+        head_init_scale=0.0,
+        init_from="weights.npz",
+        init_is_public=True,
+        fresh_head=True,
+    )
+    config = dataclasses.replace(CONFIG, model=model)
+    assert TrialConfig.from_json(config.to_json()) == config
+
+
 def test_json_round_trip():
     data = json.loads(json.dumps(CONFIG.to_json()))
     assert TrialConfig.from_json(data) == CONFIG

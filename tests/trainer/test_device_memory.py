@@ -23,7 +23,7 @@ def machine(tmp_path, monkeypatch):
     (tmp_path / "meminfo").write_text(MEMINFO)
     monkeypatch.setattr(device_memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(device_memory, "_CGROUP", tmp_path)
-    monkeypatch.setattr(jax, "devices", lambda: [Device(None)])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
     return tmp_path
 
 
@@ -50,7 +50,7 @@ def test_a_machine_that_does_not_say(machine):
 
 def test_a_device_of_its_own_says_itself(machine, monkeypatch):
     stats = {"bytes_limit": 1000, "bytes_in_use": 300}
-    monkeypatch.setattr(jax, "devices", lambda: [Device(stats)])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(stats)])
     assert free_bytes() == 700
 
 

@@ -1,18 +1,24 @@
 import dataclasses
 import math
+import typing
 
 import jax
 import numpy as np
 import pytest
 
 import accounting
-from trainer import checkpoints, loop
+from trainer import checkpoint_writer, checkpoints, devices
+from trainer import trial as trial_module
+from trainer.checkpoint_writer import checkpoint_path
 from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.config_sections import AveragingConfig, EvaluationConfig
 from trainer.errors import CheckpointError, ConfigError
+from trainer.evaluation import Utility, with_noise
 from trainer.keys import BranchKeys
-from trainer.loop import checkpoint_path, run_trial, trial_reports
-from trainer.plan import make_plan, mechanism_of
-from trainer.reporting import DP, PRIVATE, PUBLIC, TrialReport, releasable
+from trainer.loop import run_trial, trial_reports
+from trainer.plan import evaluation_mechanism, make_plan, mechanism_of
+from trainer.reporting import Dp, Private, Public, TrialReport, label_of, releasable
+from trainer.trial import Trial
 
 CONFIG = TrialConfig(
     data=DataConfig(name="digits"),
@@ -53,26 +59,30 @@ def test_digits_reach_the_accuracy_that_the_budget_allows(data_home):
     # the noise of one (std about 0.008).
     config = dataclasses.replace(CONFIG, iterations=150, report_every_steps=150, accountant="pld")
     report = run_trial(config, data_home=data_home).report
-    assert report.eval_accuracy >= 0.90
+    assert (report.eval_accuracy or 0) >= 0.90
     assert report.epsilon == pytest.approx(5.566, abs=1e-3)
 
 
 def test_steps_are_charged_before_anything_of_them_leaves(data_home, tmp_path, monkeypatch):
     events = []
-    evaluate, save = loop.evaluate, loop.save_checkpoint
+    evaluate, save = trial_module.evaluate, checkpoint_writer.save_checkpoint
 
     def spy_evaluate(*args):
         events.append("evaluate")
         return evaluate(*args)
 
+    saved = []
+
     def spy_save(*args, **kwargs):
-        events.append("save")
+        # In the background: what matters is what had been charged by then.
+        saved.append((kwargs["step"], [event for event in events if event.startswith("charge")]))
         save(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate", spy_evaluate)
-    monkeypatch.setattr(loop, "save_checkpoint", spy_save)
+    monkeypatch.setattr(trial_module, "evaluate", spy_evaluate)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", spy_save)
 
-    def charge(step):
+    def charge(branch, step):
+        assert branch.start_step == 0
         events.append(f"charge {step}")
         return step
 
@@ -84,15 +94,15 @@ def test_steps_are_charged_before_anything_of_them_leaves(data_home, tmp_path, m
         on_report=lambda report: events.append(f"report {report.step}"),
     )
     expected = [
-        event
-        for step in (4, 8, 10)
-        for event in (f"charge {step}", "evaluate", "save", f"report {step}")
+        event for step in (4, 8, 10) for event in (f"charge {step}", "evaluate", f"report {step}")
     ]
     assert events == expected
+    assert [step for step, _ in saved] == [4, 8, 10]
+    assert all(f"charge {step}" in charged for step, charged in saved)
 
 
 def test_a_refused_charge_releases_nothing(data_home, tmp_path):
-    def charge(step):
+    def charge(branch, step):
         if step > 4:
             raise RuntimeError("refused")
         return step
@@ -110,53 +120,50 @@ def test_a_refused_charge_releases_nothing(data_home, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
+def failing(trial, monkeypatch, most):
+    """Lets a trial's steps fail for want of memory with more than so many at a time."""
+    sizes = []
+    real = trial.runner.advance
+
+    def advance(recipe, state, **arguments):
+        sizes.append(recipe.microbatch_size)
+        if recipe.microbatch_size is None or recipe.microbatch_size > most:
+            jax.tree.map(lambda leaf: leaf.delete(), state)  # donated, and lost
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(recipe, state, **arguments)
+
+    monkeypatch.setattr(trial.runner, "advance", advance)
+    return sizes
+
+
 def test_where_memory_is_short_microbatches_shrink_and_nothing_else_changes(
     data_home, monkeypatch, caplog
 ):
-    keys = BranchKeys()
-    monkeypatch.setattr(loop, "BranchKeys", lambda: keys)
+    monkeypatch.setattr(devices, "BranchKeys", lambda: BranchKeys(bytes(32)))
     want = run_trial(CONFIG, data_home=data_home).report
-    sizes = []
-
-    def make_segment(*settings):
-        *_, size = settings
-        segment = real(*settings)
-
-        def run(state, *arguments):
-            sizes.append(size)
-            if size is None or size > 100:
-                jax.tree.map(lambda leaf: leaf.delete(), state)  # donated, and lost
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-            return segment(state, *arguments)
-
-        return run
-
-    real = loop.make_segment
-    monkeypatch.setattr(loop, "make_segment", make_segment)
-    got = run_trial(CONFIG, data_home=data_home).report
+    trial = Trial(CONFIG, data_home, devices.topology(1))
+    sizes = failing(trial, monkeypatch, most=100)
+    at = trial.start(None, None)
+    for step in (4, 8, 10):
+        at = trial.advance(at, step, lambda step: None)
     capacity = make_plan(CONFIG, 1437).sampler.capacity
     assert sizes == [None, capacity // 2, *[capacity // 4] * 3]
     assert "out of memory" in caplog.text
-    assert got.step == want.step
-    assert got.eval_loss == pytest.approx(want.eval_loss, rel=1e-4)
+    assert trial.report(at, 10, 0).eval_loss == pytest.approx(want.eval_loss, rel=1e-4)
 
 
 def test_memory_that_is_too_short_for_one_example_is_an_error(data_home, monkeypatch):
-    def make_segment(*settings):
-        def run(*arguments):
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-
-        return run
-
-    monkeypatch.setattr(loop, "make_segment", make_segment)
+    trial = Trial(CONFIG, data_home, devices.topology(1))
+    sizes = failing(trial, monkeypatch, most=0)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        run_trial(CONFIG, data_home=data_home)
+        trial.advance(trial.start(None, None), 4, lambda step: None)
+    assert sizes[-1] == 1
 
 
 def test_stopping_means_not_asking_for_more(data_home):
     charged = []
     reports = trial_reports(
-        CONFIG, data_home=data_home, charge=lambda step: charged.append(step) or step
+        CONFIG, data_home=data_home, charge=lambda branch, step: charged.append(step) or step
     )
     assert next(reports).step == 4
     reports.close()
@@ -183,7 +190,7 @@ def test_a_resumed_trial_starts_from_the_checkpoints_parameters(data_home, tmp_p
     longer = dataclasses.replace(config, iterations=6)
     charged = []
 
-    def charge(step):
+    def charge(branch, step):
         charged.append(step)
         return 7  # an earlier branch had taken one more step than the checkpoint holds
 
@@ -228,7 +235,7 @@ def test_another_configurations_checkpoint_is_not_resumed(data_home, tmp_path, c
     first = run_trial(CONFIG, data_home=data_home, checkpoint_dir=tmp_path)
     other = dataclasses.replace(CONFIG, iterations=20, **change)
     with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        run_trial(other, data_home=data_home, resume_from=first.checkpoint, charge=lambda s: s)
+        run_trial(other, data_home=data_home, resume_from=first.checkpoint, charge=lambda b, s: s)
 
 
 def test_a_trial_on_the_same_data_may_not_start_from_a_checkpoint_for_free(data_home, tmp_path):
@@ -277,11 +284,84 @@ def test_two_runs_of_one_configuration_have_different_noise(data_home, tmp_path)
     assert not np.array_equal(jax.tree.leaves(first)[1], jax.tree.leaves(second)[1])
 
 
+def test_averages_are_measured_beside_the_last_iterate(data_home):
+    averaging = AveragingConfig(ema_decay=0.9, polyak=True)
+    report = run_trial(
+        dataclasses.replace(CONFIG, averaging=averaging), data_home=data_home
+    ).report
+    losses = [report.eval_loss, report.ema_eval_loss, report.polyak_eval_loss]
+    assert all(loss is not None and 0 < loss < 2.5 for loss in losses)
+    assert len(set(losses)) == 3
+    plain = run_trial(CONFIG, data_home=data_home).report
+    assert plain.ema_eval_accuracy is plain.polyak_eval_loss is None
+
+
+DP_EVALUATION = EvaluationConfig(protection="dp", noise_multiplier=4.0)
+
+
+def test_private_evaluation_counts_with_noise_and_has_an_account_of_its_own(data_home):
+    averaging = AveragingConfig(polyak=True)
+    config = dataclasses.replace(CONFIG, evaluation=DP_EVALUATION, averaging=averaging)
+    charged, reports = [], []
+
+    def charge_counts(branch, step, counts):
+        assert len(reports) == len(charged)  # before anything of it is told
+        charged.append((step, counts))
+        return counts
+
+    run_trial(config, data_home=data_home, charge_counts=charge_counts, on_report=reports.append)
+    assert charged == [(4, 2), (8, 4), (10, 6)]
+    mechanism = evaluation_mechanism(config, 2)
+    assert mechanism is not None
+    assert mechanism.iterations == 6
+    for report, (_, counts) in zip(reports, charged, strict=True):
+        spent = mechanism.after(counts)
+        assert report.eval_epsilon == accounting.epsilon(spent, delta=1e-5, accountant="rdp")
+        assert report.epsilon == accounting.epsilon(
+            mechanism_of(config).after(report.step), delta=1e-5, accountant="rdp"
+        )
+        assert report.eval_loss is None
+        # Noise of 4 on a count out of 360, which is no whole number then.
+        assert -0.1 < report.eval_accuracy < 1.1
+        assert abs(report.eval_accuracy * 360 - round(report.eval_accuracy * 360)) > 0
+
+
+def test_a_refused_count_tells_nothing(data_home):
+    def refuse(branch, step, counts):
+        raise RuntimeError("refused")
+
+    config = dataclasses.replace(CONFIG, evaluation=DP_EVALUATION)
+    reports = trial_reports(config, data_home=data_home, charge_counts=refuse)
+    with pytest.raises(RuntimeError, match="refused"):
+        next(reports)
+
+
+def test_noise_on_counts_has_its_std():
+    # 4,000 draws: the sample std has a relative standard error of 1.1 %; 5 of them.
+    keys = BranchKeys(bytes(32))
+    told = [
+        with_noise(Utility(0.5, 1.0), 1000, 3.0, keys.evaluation_rng(step)).accuracy * 1000
+        for step in range(4000)
+    ]
+    assert np.std(told) == pytest.approx(3.0, rel=0.056)
+    assert np.mean(told) == pytest.approx(500, abs=5 * 3 / np.sqrt(4000))
+
+
+def test_non_private_evaluation_is_private_to_whoever_did_not_ask(data_home):
+    config = dataclasses.replace(CONFIG, evaluation=EvaluationConfig(protection="non_private"))
+    report = run_trial(config, data_home=data_home).report
+    assert report.eval_accuracy is None
+    assert 0 < (report.non_private_eval_accuracy or 0) < 1
+    released = releasable(report)
+    assert not [name for name in released if "eval" in name]
+    assert label_of(TrialReport, "non_private_eval_accuracy") == "private"
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaky:
-    step: int = dataclasses.field(metadata=PUBLIC)
-    epsilon: float = dataclasses.field(metadata=DP)
-    train_loss: float = dataclasses.field(metadata=PRIVATE)
+    step: Public[int]
+    epsilon: Dp[float]
+    train_loss: Private[float]
     forgotten: float = math.nan
 
 
@@ -289,6 +369,9 @@ def test_only_public_and_dp_fields_leave():
     assert releasable(Leaky(1, 2.0, 3.0, 4.0)) == {"step": 1, "epsilon": 2.0}
 
 
-def test_every_field_of_a_report_is_labelled():
-    labels = {field.name: field.metadata.get("label") for field in dataclasses.fields(TrialReport)}
-    assert set(labels.values()) <= {"public", "dp"}
+def test_every_field_of_a_report_is_labelled_in_its_type():
+    hints = typing.get_type_hints(TrialReport, include_extras=True)
+    for field in dataclasses.fields(TrialReport):
+        assert hints[field.name].__metadata__, field.name
+        private = label_of(TrialReport, field.name) == "private"
+        assert private == field.name.startswith("non_private_"), field.name

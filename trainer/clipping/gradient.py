@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax_privacy.clipping import AuxiliaryOutput, BoundedSensitivityCallable
 
-from trainer.clipping.choice import choose
+from trainer.clipping.choice import Choice, choose
 from trainer.clipping.engines import ClippedSums
 from trainer.clipping.loss import Batch, Problem, flattened
 from trainer.clipping.modes import ClippingMode
@@ -154,6 +154,50 @@ def clipped_grad(
     bound: Any = 1.0 if rescale_to_unit_norm else l2_clip_norm
     returns_more = has_aux or return_values or return_grad_norms
     return BoundedSensitivityCallable(clipped, bound / normalize_by, returns_more)
+
+
+def settle(
+    fun: Callable[..., Any],
+    *args: Any,
+    argnums: int | Sequence[int] = 0,
+    batch_argnums: int | Sequence[int] = 1,
+    keep_batch_dim: bool = True,
+    microbatch_size: int | None = None,
+    mode: ClippingMode = "flat",
+) -> Choice:
+    """What ``engine="auto"`` takes for a loss and the shapes of its arguments.
+
+    For callers who have to know it, or to keep it: passing its engine and microbatch size to
+    `clipped_grad` gives the same program everywhere.
+
+    Args:
+        fun: As in `clipped_grad`, without auxiliary output.
+        *args: Its arguments; shapes alone are used.
+        argnums: As in `clipped_grad`, and so are the others.
+        batch_argnums: See there.
+        keep_batch_dim: See there.
+        microbatch_size: See there.
+        mode: See there.
+    """
+    problem, batch = flattened(
+        fun,
+        args,
+        {},
+        argnums=argnums if isinstance(argnums, int) else tuple(argnums),
+        batch_argnums=(batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums),
+        has_aux=False,
+        keep_batch_dim=keep_batch_dim,
+        prng_argnum=None,
+    )
+    clipping = Clipping(
+        mode=mode,
+        l2_clip_norm=1.0,
+        rescale_to_unit_norm=False,
+        transform=None,
+        nan_safe=True,
+        spmd_axis_name=None,
+    )
+    return choose(problem, batch, clipping, microbatch_size)
 
 
 def _without_axis_of_one(x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from tests.trainer.clipping.comparison import ENGINES, QUICK, distance, length
 from trainer.clipping import clipped_grad
 from trainer.config import ModelConfig
 from trainer.models import cross_entropy, init_params, make_model
+from trainer.network import Network
 
 SHAPE = (8, 8, 1)
 NUM_CLASSES = 4
@@ -29,7 +30,7 @@ def make_loss(config):
     params = init_params(model, SHAPE, seed=1)
 
     def loss(params, images, labels):
-        return jnp.mean(cross_entropy(model, params, images, labels)[0])
+        return jnp.mean(cross_entropy(Network(model).logits(params, {}, images), labels)[0])
 
     return loss, params
 

@@ -18,6 +18,7 @@ from tests.trainer.clipping.comparison import (
 from trainer.clipping import clipped_grad
 from trainer.models import TextTransformer, init_params
 from trainer.models import cross_entropy as model_cross_entropy
+from trainer.network import Network
 
 SIZE = 6
 HALF = jnp.bfloat16
@@ -37,7 +38,7 @@ def loss(p, x, y):
 
 def make(model, inputs):
     params = init_params(model, inputs.shape[1:], 0, input_dtype=inputs.dtype)
-    fun = lambda p, x, y: jnp.mean(model_cross_entropy(model, p, x, y)[0])
+    fun = lambda p, x, y: jnp.mean(model_cross_entropy(Network(model).logits(p, {}, x), y)[0])
     return fun, params, inputs, labels(len(inputs))
 
 

@@ -13,6 +13,7 @@ from tests.trainer.clipping.jaxprs import intermediates
 from trainer.clipping import clipped_grad
 from trainer.models import TextTransformer, VisionTransformer, init_params
 from trainer.models import cross_entropy as model_cross_entropy
+from trainer.network import Network
 
 # A prime that divides none of the widths, so that a batch axis of a weight's size stands out.
 BATCH = 7
@@ -41,7 +42,7 @@ def of_model(model, inputs):
     params = jax.eval_shape(
         lambda: init_params(model, inputs.shape[1:], 0, input_dtype=inputs.dtype)
     )
-    loss = lambda p, x, y: jnp.mean(model_cross_entropy(model, p, x, y)[0])
+    loss = lambda p, x, y: jnp.mean(model_cross_entropy(Network(model).logits(p, {}, x), y)[0])
     return loss, params, inputs, labels(BATCH)
 
 

@@ -19,6 +19,7 @@ from trainer.models import (
     init_params,
 )
 from trainer.models import cross_entropy as model_cross_entropy
+from trainer.network import Network as Trained
 
 SHAPE = (8, 8, 2)
 RUNS: list = [("two_pass", None), ("book_keeping", None)]
@@ -39,7 +40,7 @@ def linen_case(model, inputs):
         lambda: init_params(model, inputs.shape[1:], 0, input_dtype=inputs.dtype)
     )
     params = jax.tree.map(lambda leaf: 0.1 + normal(*leaf.shape, scale=0.3), shapes)
-    loss = lambda p, x, y: jnp.mean(model_cross_entropy(model, p, x, y)[0])
+    loss = lambda p, x, y: jnp.mean(model_cross_entropy(Trained(model).logits(p, {}, x), y)[0])
     return Case(loss, (params, inputs, labels(BATCH)))
 
 
