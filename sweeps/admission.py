@@ -14,24 +14,27 @@ from typing import Any
 
 import accounting
 from accounting.account import LIST_POLICIES
+from accounting.calibration import LEAST_NOISE_MULTIPLIER
 from accounting.renyi import epsilon_of_rdp, parts_rdp
 from sweeps.errors import Problem, SpecError, SweepError
 from sweeps.guarantee import guarantee
 from sweeps.search_space import (
     Hyperparameters,
     candidates,
+    data_config,
     expand,
-    public_num_examples,
+    expected_batch_size,
     sampling_prob,
     trial_config,
 )
 from sweeps.spec.domains import CALIBRATED
 from sweeps.spec.sweep_spec import SweepSpec
-from trainer.checkpoints import architecture, check_initial_params
-from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.checkpoints import architecture
+from trainer.config import ModelConfig, TrialConfig
 from trainer.dataset_location import find_or_prepare
 from trainer.datasets import DatasetInfo, describe
 from trainer.errors import CheckpointError, ConfigError, DatasetError
+from trainer.initial_weights import check_initial_weights
 from trainer.plan import mechanism_of
 
 
@@ -42,8 +45,9 @@ class Proposal:
     Attributes:
         number: Place in the sweep, from 0.
         shown: The hyperparameters by name, as a person sees them.
-        config: What would be trained; None where no noise meets the target, or the count of
-            `quantile` clipping leaves nothing for the gradients.
+        config: What would be trained; None where no noise meets the target, or there is no such
+            mechanism: the count of `quantile` clipping leaves nothing for the gradients, say, or
+            a largest batch is too small.
         decision: Whether it may, and why; `epsilon` is the trial's by itself.
         asks_budget: Whether the budget has to decide; otherwise the specification's own limit
             for one trial has refused it.
@@ -107,7 +111,7 @@ class Plan:
     @property
     def guarantee(self) -> str:
         """What the spec's policy promises, in words."""
-        return guarantee(self.spec.privacy.model_dump(), self.spec.clipping.model_dump())
+        return guarantee(self.spec.model_dump(mode="json"))
 
     @property
     def admitted(self) -> list[Proposal]:
@@ -123,6 +127,7 @@ def terms_of(spec: SweepSpec) -> accounting.BudgetTerms:
         delta=privacy.target_delta,
         policy=privacy.policy,
         neighboring_relation=privacy.neighboring_relation,
+        privacy_unit=spec.privacy_unit,
     )
 
 
@@ -154,10 +159,13 @@ def check_budget(spec: SweepSpec, dataset: DatasetInfo, budget: accounting.Budge
         if given != own:
             message = f"{given} is not what the budget {budget.name!r} says; allowed: {own}"
             problems.append(Problem(message=message, key_path=f"privacy.{field}"))
-    if terms.privacy_unit != "example":
+    if terms.privacy_unit != spec.privacy_unit:
+        protects = {"user": "whole users", "example": "single examples"}
+        how = "without" if spec.privacy_unit == "example" else "with"
         message = (
-            f"{budget.name!r} protects whole users, and trials of a sweep draw single examples; "
-            "allowed: a budget whose privacy unit is example"
+            f"{budget.name!r} protects {protects[terms.privacy_unit]}, and trials {how} "
+            f"data.user_feature draw {protects[spec.privacy_unit]}; allowed: a budget whose "
+            f"privacy unit is {spec.privacy_unit}"
         )
         problems.append(Problem(message=message, key_path="privacy.budget"))
     if problems:
@@ -165,27 +173,67 @@ def check_budget(spec: SweepSpec, dataset: DatasetInfo, budget: accounting.Budge
 
 
 def describe_dataset(spec: SweepSpec, data_home: Path) -> DatasetInfo:
-    """The public facts of a spec's data set, its initial checkpoint checked against them.
+    """The public facts of a spec's data set, its initial weights checked against them.
 
     Args:
         spec: The specification.
         data_home: Where built-in data sets are kept.
 
     Raises:
-        SpecError: If the data set or the checkpoint is not what the spec needs.
+        SpecError: If the data set or the initial weights are not what the spec needs, or the
+            spec contradicts what was declared of the data set.
     """
     try:
-        dataset = describe(DataConfig(**_data_fields(spec)), data_home)
+        dataset = describe(data_config(spec), data_home)
     except DatasetError as error:
         raise SpecError([Problem(message=str(error), key_path=f"data.{error.field}")]) from error
+    _check_declaration(spec, dataset)
     if spec.model.init_from is not None:
         model = ModelConfig(**spec.model.model_dump())
         wanted = architecture(model, dataset.image_shape, dataset.num_classes)
         try:
-            check_initial_params(Path(spec.model.init_from), wanted, dataset.fingerprint)
+            check_initial_weights(model, wanted, dataset.fingerprint)
         except CheckpointError as error:
             raise SpecError([Problem(message=str(error), key_path="model.init_from")]) from error
     return dataset
+
+
+def _check_declaration(spec: SweepSpec, dataset: DatasetInfo) -> None:
+    """Checks that a spec keeps to what was declared of its data set once for all.
+
+    Raises:
+        SpecError: It does not; every difference is named.
+    """
+    declared = dataset.declaration
+    if declared is None:
+        return
+    problems: list[Problem] = []
+
+    def refuse(key_path: str, message: str) -> None:
+        where = f"(`dp-sweeps data show {dataset.name}:{dataset.version}`)"
+        problems.append(Problem(message=f"{message} {where}", key_path=key_path))
+
+    feature = declared.user_feature
+    if spec.data.user_feature != feature:
+        wanted = "null, for it protects examples" if feature is None else f"{feature!r}"
+        message = (
+            f"{spec.data.user_feature or 'null'} is not what is declared of {dataset.name}; "
+            f"allowed: {wanted}"
+        )
+        refuse("data.user_feature", message)
+    relation = spec.privacy.neighboring_relation
+    if declared.size == "protected" and relation == "zero_out":
+        message = (
+            f"zero_out makes the size public, and that of {dataset.name} is declared to be "
+            "protected; allowed: add_or_remove_one"
+        )
+        refuse("privacy.neighboring_relation", message)
+    number, given = declared.declared_num_examples, spec.data.declared_num_examples
+    if number is not None and relation != "zero_out" and given != number:
+        message = f"{given} is not what is declared of {dataset.name}; allowed: {number}"
+        refuse("data.declared_num_examples", message)
+    if problems:
+        raise SpecError(problems)
 
 
 def prepare_dataset(spec: SweepSpec, data_home: Path) -> None:
@@ -195,7 +243,7 @@ def prepare_dataset(spec: SweepSpec, data_home: Path) -> None:
         SweepError: If it cannot be written.
     """
     try:
-        find_or_prepare(DataConfig(**_data_fields(spec)), data_home)
+        find_or_prepare(data_config(spec), data_home)
     except DatasetError as error:
         raise SweepError(str(error)) from error
 
@@ -219,7 +267,7 @@ def decide(
         under private_selection one per candidate.
 
     Raises:
-        SpecError: If a setting's batches would be larger than the data set.
+        SpecError: If a setting's batches would be larger than the data set, or than a group of it.
     """
     privacy = spec.privacy
     # The budget decides by itself whatever has no stricter limit here, and writes it down.
@@ -344,71 +392,88 @@ class _Proposer:
 
     def __init__(self, spec: SweepSpec, dataset: DatasetInfo) -> None:
         privacy = spec.privacy
-        self._spec, self._dataset = spec, dataset
+        self._spec = spec
+        self._num_units = num_units(spec, dataset)
         limit = privacy.trial_epsilon or privacy.target_epsilon
         self._limit = accounting.PrivacyBudget(epsilon=limit, delta=privacy.target_delta)
-        self._calibrate = _Calibrator(spec, dataset, limit)
+        self._calibrated: dict[tuple[float, int], float | accounting.AccountingError] = {}
 
     def __call__(self, number: int, setting: Hyperparameters) -> Proposal:
-        num_examples = self._dataset.num_train
+        spec, units = self._spec, self._num_units
         # Refuses a batch larger than the data, whatever the noise is.
-        prob = sampling_prob(self._spec, setting, num_examples)
-        shown = {**dataclasses.asdict(setting), "sampling_prob": prob}
-        noise, refusal = self._calibrate(setting)
-        config = None
-        if noise is not None:
+        prob = sampling_prob(spec, setting, units)
+        batch = expected_batch_size(spec, setting, units)
+        shown = {
+            **dataclasses.asdict(setting),
+            "expected_batch_size": batch,
+            "sampling_prob": prob,
+        }
+        config, refusal = None, ""
+        try:
+            noise = self._noise(setting)
             shown["noise_multiplier"] = noise
-            try:
-                config = trial_config(
-                    self._spec, setting, num_examples=num_examples, noise_multiplier=noise
-                )
-            except ConfigError as error:
-                refusal = str(error)
-        if config is None:
-            decision = accounting.Decision(
-                admitted=False, epsilon=math.inf, delta=self._limit.delta, reason=refusal
+            config = trial_config(spec, setting, num_units=units, noise_multiplier=noise)
+            mechanism = mechanism_of(config)
+        except accounting.CalibrationError as error:
+            refusal = f"no noise_multiplier could be found: {error}"
+        except (ConfigError, accounting.AccountingError) as error:
+            refusal = str(error)
+        else:
+            decision = accounting.check_per_trial(
+                mechanism, self._limit, accountant=spec.privacy.accountant
             )
             return Proposal(
-                number=number, shown=shown, config=None, decision=decision, asks_budget=False
+                number=number, shown=shown, config=config, decision=decision, asks_budget=False
             )
-        decision = accounting.check_per_trial(
-            mechanism_of(config), self._limit, accountant=self._spec.privacy.accountant
+        decision = accounting.Decision(
+            admitted=False, epsilon=math.inf, delta=self._limit.delta, reason=refusal
         )
         return Proposal(
-            number=number, shown=shown, config=config, decision=decision, asks_budget=False
+            number=number, shown=shown, config=None, decision=decision, asks_budget=False
+        )
+
+    def _noise(self, setting: Hyperparameters) -> float:
+        """The setting's noise multiplier, calibrated once per distinct question.
+
+        Raises:
+            ConfigError: There is no such trial, whatever its noise.
+            accounting.AccountingError: Likewise, or no noise meets the target.
+        """
+        if setting.noise_multiplier != CALIBRATED:
+            return float(setting.noise_multiplier)
+        question = (
+            expected_batch_size(self._spec, setting, self._num_units),
+            setting.iterations,
+        )
+        if question not in self._calibrated:
+            try:
+                self._calibrated[question] = self._calibrate(setting)
+            except accounting.AccountingError as error:
+                self._calibrated[question] = error
+        answer = self._calibrated[question]
+        if isinstance(answer, accounting.AccountingError):
+            raise answer
+        return answer
+
+    def _calibrate(self, setting: Hyperparameters) -> float:
+        # With the least noise that could be found: what is refused then is refused with any.
+        config = trial_config(
+            self._spec,
+            setting,
+            num_units=self._num_units,
+            noise_multiplier=LEAST_NOISE_MULTIPLIER,
+        )
+        return accounting.calibrate_noise_of(
+            mechanism_of(config),
+            target_epsilon=self._limit.epsilon,
+            target_delta=self._limit.delta,
+            accountant=self._spec.privacy.accountant,
         )
 
 
-class _Calibrator:
-    """Finds the noise of settings that ask for ``calibrated``, once per distinct question."""
+def num_units(spec: SweepSpec, dataset: DatasetInfo) -> int | None:
+    """How many units a data set holds: users where they are protected, else examples.
 
-    def __init__(self, spec: SweepSpec, dataset: DatasetInfo, target_epsilon: float) -> None:
-        self._privacy, self._target_epsilon = spec.privacy, target_epsilon
-        self._num_examples = public_num_examples(spec, dataset.num_train)
-        self._known: dict[tuple[float, int], tuple[float | None, str]] = {}
-
-    def __call__(self, setting: Hyperparameters) -> tuple[float | None, str]:
-        """The setting's noise multiplier, or None and why there is none."""
-        if setting.noise_multiplier != CALIBRATED:
-            return float(setting.noise_multiplier), ""
-        question = (setting.expected_batch_size, setting.iterations)
-        if question not in self._known:
-            self._known[question] = self._calibrate(*question)
-        return self._known[question]
-
-    def _calibrate(self, batch_size: float, iterations: int) -> tuple[float | None, str]:
-        try:
-            return accounting.calibrate_noise_multiplier(
-                target_epsilon=self._target_epsilon,
-                target_delta=self._privacy.target_delta,
-                sampling_prob=batch_size / self._num_examples,
-                iterations=iterations,
-                accountant=self._privacy.accountant,
-                neighboring_relation=self._privacy.neighboring_relation,
-            ), ""
-        except accounting.AccountingError as error:
-            return None, f"no noise_multiplier could be found: {error}"
-
-
-def _data_fields(spec: SweepSpec) -> dict[str, Any]:
-    return spec.data.model_dump(exclude={"declared_num_examples"})
+    Public or not; `sweeps.search_space.public_num_units` knows which.
+    """
+    return dataset.num_train if spec.privacy_unit == "example" else dataset.num_users

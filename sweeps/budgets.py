@@ -185,10 +185,20 @@ def _fit(account: accounting.Account, kind: Spending, count: int, team: str) -> 
         sampling_prob=kind.sampling_prob,
         noise_multiplier=kind.noise_multiplier,
         iterations=kind.iterations,
+        mechanism=_beside_dp_sgd(kind),
         asked=count,
         more=more,
         at_least=at_least and more is not None,
     )
+
+
+def _beside_dp_sgd(mechanism: accounting.Mechanism) -> str:
+    """What tells a mechanism from DP-SGD of the same numbers."""
+    if isinstance(mechanism, accounting.BandedMatrixFactorizationMechanism):
+        return f"{mechanism.bands} bands"
+    if isinstance(mechanism, accounting.TruncatedDpSgdMechanism):
+        return f"batches of at most {mechanism.truncated_batch_size}"
+    return ""
 
 
 def _counted(number: int, noun: str) -> str:

@@ -1,17 +1,18 @@
 """What a sweep promises, in the words that stand on everything it shows."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import accounting
+from sweeps.spec.domains import FULL
 
 _EVALUATION = "The evaluation examples are treated as public and get no protection."
 # Flat clipping goes without saying.
 _CLIPPING = {
     "flat": "",
-    "per_layer": "Clipping is per_layer: layers are clipped one by one, such that an example's "
-    "whole gradient keeps within the clip norm.",
-    "automatic": "Clipping is automatic: each example's gradient is scaled to at most the clip "
+    "per_layer": "Clipping is per_layer: layers are clipped one by one, such that the whole "
+    "gradient of {one} keeps within the clip norm.",
+    "automatic": "Clipping is automatic: the gradient of {one} is scaled to at most the clip "
     "norm.",
     "quantile": "Clipping is quantile: the clip norm follows the {target_quantile:g} quantile of "
     "gradient norms by a count in every step. That count has noise of its own, of standard "
@@ -20,27 +21,81 @@ _CLIPPING = {
 }
 
 
-def guarantee(privacy: Mapping[str, Any], clipping: Mapping[str, Any] | None = None) -> str:
-    """The promise of a specification's privacy section, and its limits.
+def guarantee(spec: Mapping[str, Any]) -> str:
+    """The promise of a specification, and its limits.
 
     Args:
-        privacy: The section as plain data: ``policy``, ``target_epsilon``, ``target_delta`` and
-            ``neighboring_relation``.
-        clipping: The clipping section as plain data; None, as in sweeps from before there was
-            one, is flat.
+        spec: The specification as plain data. Sections that it has not, as in sweeps from before
+            there were such, are as by default.
     """
+    privacy = spec["privacy"]
     promise = accounting.guarantee(
         privacy["policy"],
         epsilon=privacy["target_epsilon"],
         delta=privacy["target_delta"],
         neighboring_relation=privacy["neighboring_relation"],
+        privacy_unit=privacy_unit(spec),
+        sampling=sampling(spec),
     )
-    return " ".join(filter(None, (promise, _how_clipped(clipping or {}), _EVALUATION)))
+    return " ".join(filter(None, (promise, _how_drawn(spec), _how_clipped(spec), _EVALUATION)))
 
 
-def _how_clipped(clipping: Mapping[str, Any]) -> str:
+def privacy_unit(spec: Mapping[str, Any]) -> accounting.PrivacyUnit:
+    """Whose data a specification, as plain data, protects."""
+    return "example" if spec.get("data", {}).get("user_feature") is None else "user"
+
+
+def sampling(spec: Mapping[str, Any], sampling_prob: float | None = None) -> accounting.Sampling:
+    """How batches are drawn.
+
+    Args:
+        spec: The specification as plain data.
+        sampling_prob: Of one of its trials; None for the sweep, all of whose trials have to take
+            everybody for it to be full batches.
+    """
+    mechanism = spec.get("mechanism", {})
+    if mechanism.get("bands", 1) > 1:
+        return "cyclic_poisson"
+    if mechanism.get("truncated_batch_size") is not None:
+        return "truncated_poisson"
+    everybody = sampling_prob == 1 if sampling_prob is not None else set(_sizes(spec)) == {FULL}
+    return "full_batch" if everybody else "poisson"
+
+
+def _sizes(spec: Mapping[str, Any]) -> list[Any]:
+    """The batch sizes that a specification names, words included."""
+    domain = spec.get("search_space", {}).get("expected_batch_size")
+    if not isinstance(domain, Mapping):
+        return [domain]
+    return [size for values in cast("Mapping[str, list[Any]]", domain).values() for size in values]
+
+
+def _how_drawn(spec: Mapping[str, Any]) -> str:
+    """The numbers of the mechanism, where it has some beside those of a trial."""
+    mechanism, unit = spec.get("mechanism", {}), privacy_unit(spec)
+    words: list[str] = []
+    if unit == "user":
+        words.append(
+            f"Users are drawn and clipped whole, by {mechanism.get('examples_per_user')} examples "
+            "of each in a step."
+        )
+    if (bands := mechanism.get("bands", 1)) > 1:
+        words.append(
+            f"There are {bands} groups (bands), so each {unit} takes part in one step of {bands} "
+            "at most."
+        )
+    if (size := mechanism.get("truncated_batch_size")) is not None:
+        words.append(f"A batch holds {size} {unit}s at most.")
+    if sampling(spec) == "poisson" and FULL in _sizes(spec):
+        words.append(f"Where expected_batch_size is {FULL}, every batch is all of the data.")
+    return " ".join(words)
+
+
+def _how_clipped(spec: Mapping[str, Any]) -> str:
+    clipping: Mapping[str, Any] = spec.get("clipping") or {}
     stddev = clipping.get("count_noise_stddev")
     return _CLIPPING[clipping.get("mode", "flat")].format(
+        one={"example": "an example", "user": "a user"}[privacy_unit(spec)],
         target_quantile=clipping.get("target_quantile", 0.0),
         stddev="expected_batch_size / 20" if stddev is None else f"{stddev:g}",
     )

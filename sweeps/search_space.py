@@ -12,7 +12,7 @@ from typing import Literal, cast
 import numpy as np
 
 from sweeps.errors import Problem, SpecError
-from sweeps.spec.domains import CALIBRATED, Domain, Value, step_indices
+from sweeps.spec.domains import CALIBRATED, FULL, Domain, Value, step_indices
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import (
     ClippingConfig,
@@ -22,6 +22,7 @@ from trainer.config import (
     ScheduleName,
     TrialConfig,
 )
+from trainer.config_sections import AugmentationConfig, AveragingConfig, MechanismConfig
 
 # Slowest first. Neighbours in the list differ in what is cheap to change: settings that share
 # a batch size share a compiled program and one reckoning of their privacy.
@@ -62,7 +63,8 @@ class Hyperparameters:
     Attributes:
         optimizer: Optimizer, as in optax.
         learning_rate: Step size, > 0.
-        expected_batch_size: Mean size of a Poisson-sampled batch, >= 1.
+        expected_batch_size: Mean size of a Poisson-sampled batch, >= 1; or ``full``, everybody
+            in every step.
         iterations: How often the mechanism runs, >= 1.
         noise_multiplier: Noise standard deviation / sensitivity, > 0; or ``calibrated``, the
             smallest that keeps the trial within the target.
@@ -74,7 +76,7 @@ class Hyperparameters:
 
     optimizer: OptimizerName
     learning_rate: float
-    expected_batch_size: float
+    expected_batch_size: float | Literal["full"]
     iterations: int
     noise_multiplier: float | Literal["calibrated"]
     l2_clip_norm: float
@@ -183,11 +185,11 @@ def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
 
 
 def _hyperparameters(values: dict[str, Value]) -> Hyperparameters:
-    noise = values["noise_multiplier"]
+    noise, batch = values["noise_multiplier"], values["expected_batch_size"]
     return Hyperparameters(
         optimizer=cast("OptimizerName", values["optimizer"]),
         learning_rate=float(values["learning_rate"]),
-        expected_batch_size=float(values["expected_batch_size"]),
+        expected_batch_size=FULL if batch == FULL else float(batch),
         iterations=int(values["iterations"]),
         noise_multiplier=CALIBRATED if noise == CALIBRATED else float(noise),
         l2_clip_norm=float(values["l2_clip_norm"]),
@@ -197,19 +199,19 @@ def _hyperparameters(values: dict[str, Value]) -> Hyperparameters:
     )
 
 
-def public_num_examples(spec: SweepSpec, num_examples: int | None) -> int:
-    """The number of examples with which sampling may reckon in public.
+def public_num_units(spec: SweepSpec, num_units: int | None) -> int:
+    """The number of units, examples or users, with which sampling may reckon in public.
 
     Args:
         spec: The specification.
-        num_examples: The data set's size. It is used where ``zero_out`` makes it public, and
+        num_units: How many the data set holds. It is used where ``zero_out`` makes it public, and
             never looked at where ``add_or_remove_one`` protects it; None is then fine.
 
     Raises:
-        ValueError: The public size is not a whole number >= 1.
+        ValueError: The public number is not a whole number >= 1.
     """
     if spec.privacy.neighboring_relation == "zero_out":
-        field, size = "num_examples", num_examples
+        field, size = "num_units", num_units
     else:
         field, size = "data.declared_num_examples", spec.data.declared_num_examples
     if type(size) is not int or size < 1:
@@ -217,36 +219,59 @@ def public_num_examples(spec: SweepSpec, num_examples: int | None) -> int:
     return size
 
 
-def sampling_prob(
-    spec: SweepSpec, hyperparameters: Hyperparameters, num_examples: int | None
+def expected_batch_size(
+    spec: SweepSpec, hyperparameters: Hyperparameters, num_units: int | None
 ) -> float:
-    """The probability with which an example joins a step.
+    """The mean size of a setting's batches as a number: of everybody where it says ``full``.
 
     Args:
         spec: The specification.
         hyperparameters: One setting of `expand`.
-        num_examples: The data set's size, as in `public_num_examples`.
+        num_units: As in `public_num_units`.
+    """
+    size = hyperparameters.expected_batch_size
+    return float(public_num_units(spec, num_units)) if size == FULL else float(size)
+
+
+def sampling_prob(
+    spec: SweepSpec, hyperparameters: Hyperparameters, num_units: int | None
+) -> float:
+    """The probability with which a unit joins a step; with bands, a unit of the step's group.
+
+    Args:
+        spec: The specification.
+        hyperparameters: One setting of `expand`.
+        num_units: How many units the data set holds, as in `public_num_units`.
 
     Raises:
-        SpecError: The expected batch is larger than the data set.
-        ValueError: `num_examples` is missing.
+        SpecError: The expected batch is larger than the data set, or than a group of it.
+        ValueError: `num_units` is missing.
     """
-    public_size = public_num_examples(spec, num_examples)
-    batch = hyperparameters.expected_batch_size
-    if batch > public_size:
+    public, bands = public_num_units(spec, num_units), spec.mechanism.bands
+    batch = expected_batch_size(spec, hyperparameters, num_units)
+    if batch * bands > public:
+        units = f"{public} {spec.privacy_unit}s of {spec.data.name} {spec.data.train_split}"
+        whole = f"the {units}"
+        if bands > 1:
+            whole = f"a group, one of {bands} into which mechanism.bands splits {whole}"
         message = (
-            f"expected_batch_size {batch:g} exceeds the {public_size} examples of "
-            f"{spec.data.name} {spec.data.train_split}; allowed: at most {public_size}"
+            f"expected_batch_size {batch:g} exceeds {whole}; allowed: at most "
+            f"{public / bands:.10g}"
         )
         raise SpecError([Problem(message=message, key_path="search_space.expected_batch_size")])
-    return batch / public_size
+    return batch * bands / public
+
+
+def data_config(spec: SweepSpec) -> DataConfig:
+    """The data of a specification's trials."""
+    return DataConfig(**spec.data.model_dump(exclude={"declared_num_examples"}))
 
 
 def trial_config(
     spec: SweepSpec,
     hyperparameters: Hyperparameters,
     *,
-    num_examples: int | None,
+    num_units: int | None,
     noise_multiplier: float,
 ) -> TrialConfig:
     """The configuration of one trial.
@@ -254,13 +279,14 @@ def trial_config(
     Args:
         spec: The specification.
         hyperparameters: One setting of `expand`.
-        num_examples: The data set's size, as in `public_num_examples`.
+        num_units: How many units the data set holds, as in `public_num_units`.
         noise_multiplier: The setting's own, or the calibrated one where it says so.
 
     Raises:
-        SpecError: The expected batch is larger than the data set.
-        ConfigError: With `quantile` clipping, the count leaves nothing for the gradients.
-        ValueError: `noise_multiplier` is not the setting's own, or `num_examples` is missing.
+        SpecError: The expected batch is larger than the data set, or than a group of it.
+        ConfigError: With `quantile` clipping, the count leaves nothing for the gradients; or the
+            mechanism does not go with the rest.
+        ValueError: `noise_multiplier` is not the setting's own, or `num_units` is missing.
     """
     if hyperparameters.noise_multiplier not in (CALIBRATED, noise_multiplier):
         raise ValueError(
@@ -268,19 +294,8 @@ def trial_config(
             f"{hyperparameters.noise_multiplier!r}"
         )
     return TrialConfig(
-        data=DataConfig(
-            name=spec.data.name,
-            data_dir=spec.data.data_dir,
-            train_split=spec.data.train_split,
-            eval_split=spec.data.eval_split,
-            scaling=spec.data.scaling,
-        ),
-        model=ModelConfig(
-            name=spec.model.name,
-            hidden_sizes=spec.model.hidden_sizes,
-            channels=spec.model.channels,
-            init_from=spec.model.init_from,
-        ),
+        data=data_config(spec),
+        model=ModelConfig(**spec.model.model_dump()),
         optimizer=hyperparameters.optimizer,
         learning_rate=hyperparameters.learning_rate,
         l2_clip_norm=hyperparameters.l2_clip_norm,
@@ -288,8 +303,8 @@ def trial_config(
         learning_rate_schedule=hyperparameters.learning_rate_schedule,
         warmup_steps=hyperparameters.warmup_steps,
         noise_multiplier=noise_multiplier,
-        sampling_prob=sampling_prob(spec, hyperparameters, num_examples),
-        expected_batch_size=hyperparameters.expected_batch_size,
+        sampling_prob=sampling_prob(spec, hyperparameters, num_units),
+        expected_batch_size=expected_batch_size(spec, hyperparameters, num_units),
         iterations=hyperparameters.iterations,
         report_every_steps=spec.report_every_steps,
         target_delta=spec.privacy.target_delta,
@@ -297,4 +312,18 @@ def trial_config(
         neighboring_relation=spec.privacy.neighboring_relation,
         seed=spec.seed,
         clipping=ClippingConfig(**spec.clipping.model_dump()),
+        mechanism=_mechanism(spec, num_units),
+        augmentation=AugmentationConfig(**spec.augmentation.model_dump()),
+        averaging=AveragingConfig(**spec.averaging.model_dump()),
+    )
+
+
+def _mechanism(spec: SweepSpec, num_units: int | None) -> MechanismConfig:
+    mechanism = spec.mechanism
+    # What truncation costs depends on how many there are; the specification has checked that
+    # their number is public then.
+    truncated = mechanism.truncated_batch_size is not None
+    return MechanismConfig(
+        **mechanism.model_dump(),
+        num_units=public_num_units(spec, num_units) if truncated else None,
     )

@@ -7,6 +7,7 @@ when a specification is refused. What is printed is up to the caller (`sweeps.cl
 import dataclasses
 import datetime
 import json
+import os
 import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from sweeps.report.results import SweepResults, read_results
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import load_yaml
+from sweeps.user_models import USER_MODELS_VARIABLE, check_model_allowed
 from trainer.datasets import DatasetInfo
 
 OnDecision = Callable[[Proposal], None]
@@ -68,6 +70,7 @@ def make_plan(
     document = load_yaml(spec_path)
     spec = validate_spec(document)
     try:
+        check_model_allowed(spec.model.name)
         spec = spec if change is None else change(spec)
         on_decision = on_spec(spec) if on_spec is not None else None
         dataset = describe_dataset(spec, home.data_dir)
@@ -86,6 +89,7 @@ def read_spec(spec_path: Path, home: Home) -> tuple[SweepSpec, DatasetInfo]:
     document = load_yaml(spec_path)
     spec = validate_spec(document)
     try:
+        check_model_allowed(spec.model.name)
         return spec, describe_dataset(spec, home.data_dir)
     except SpecError as error:
         raise document.placed(error) from error
@@ -198,6 +202,7 @@ def cluster_for(plan: Plan, home: Home, address: str) -> Generator[ClusterSessio
     # Secrets stay out: whoever may use the cluster can read these.
     env_vars = worker_environment(resources, home.compilation_cache_dir)
     env_vars[HOME_VARIABLE] = str(home.path)
+    env_vars[USER_MODELS_VARIABLE] = os.environ.get(USER_MODELS_VARIABLE, "")
     try:
         with connect(address, env_vars=env_vars) as session:
             resources.check_fits(session.nodes)

@@ -24,14 +24,15 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from sweeps.database.states import TrialState
 from sweeps.database.store import Attempt, Store, open_store
+from sweeps.database.tables import METRICS
 from sweeps.errors import FencedError
 from sweeps.home import Home
 from sweeps.spec.sweep_spec import AsyncHyperBandSpec, SweepSpec
+from sweeps.user_models import check_model_allowed
 from trainer.reporting import TrialReport, releasable
 
 _TRIAL_ID = "trial_id"
 _METRIC = "eval_accuracy"
-_RECORDED = ("epsilon", "eval_accuracy", "eval_loss")
 _STEP = "step"
 _MAX_REASON_CHARS = 500
 # A result that ends the trial for Tune; before any rung, so that no scheduler compares it.
@@ -110,7 +111,7 @@ class _Worker(tune.Trainable):
         self._reports: Iterator[TrialReport] | None = None
 
     def step(self) -> dict[str, Any]:
-        """Runs one segment; a failure ends the trial in the database and not the worker."""
+        """Runs up to the next report; a failure ends the trial, and not the worker."""
         try:
             report = self._next_report()
         except FencedError:
@@ -125,7 +126,7 @@ class _Worker(tune.Trainable):
             self._attempt, self._reports = self._begin()
         report = next(self._reports)
         released = releasable(report)
-        metrics = {name: released[name] for name in _RECORDED if name in released}
+        metrics = {name: released[name] for name in METRICS if name in released}
         self._store.add_report(self._attempt, report.step, metrics)
         if report.outcome == "completed":
             self._store.finish_attempt(self._attempt, TrialState.COMPLETED)
@@ -141,13 +142,15 @@ class _Worker(tune.Trainable):
         from trainer.loop import trial_reports  # JAX: only here, in the worker's environment
 
         assignment = self._store.assignment(self._trial_id)
+        check_model_allowed(assignment.config.model.name)
         worker = f"{socket.gethostname()}:{os.getpid()}"
         attempt = self._store.begin_attempt(self._trial_id, worker=worker)
         return attempt, trial_reports(
             assignment.config,
             data_home=self._home.data_dir,
             checkpoint_dir=self._home.checkpoint_dir(assignment.sweep_id, self._trial_id),
-            charge=lambda step: self._store.charge(attempt, step),
+            charge=lambda _, step: self._store.charge(attempt, step),
+            num_devices=None,  # Ray shows a worker what it was given, and no more
         )
 
     def _record_failure(self, error: Exception) -> None:

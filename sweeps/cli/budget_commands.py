@@ -59,8 +59,9 @@ def create(
         typer.Option(help="Which data are neighbours; else zero_out."),
     ] = None,
     privacy_unit: Annotated[
-        PrivacyUnit, typer.Option(help="Whose data one neighbour more or less is.")
-    ] = "example",
+        PrivacyUnit | None,
+        typer.Option(help="Whose data one neighbour more or less is; else example."),
+    ] = None,
     rdp_order: Annotated[
         float | None,
         typer.Option(help="Under open, the order of the Rényi filter; a good one without it."),

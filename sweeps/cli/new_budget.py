@@ -34,7 +34,7 @@ class BudgetOptions:
     epsilon: float | None = None
     delta: float | None = None
     neighboring_relation: NeighboringRelation | None = None
-    privacy_unit: PrivacyUnit = "example"
+    privacy_unit: PrivacyUnit | None = None
     rdp_order: float | None = None
     typical: Path | None = None
 
@@ -85,12 +85,13 @@ def create_budget(options: BudgetOptions, home: Home) -> Budget:
 def _terms(options: BudgetOptions, spec: SweepSpec | None, home: Home) -> BudgetTerms:
     """Each term as its option says, else as the specification does."""
     policy, epsilon, delta = options.policy, options.epsilon, options.delta
-    relation = options.neighboring_relation
+    relation, unit = options.neighboring_relation, options.privacy_unit
     if spec is not None:
         policy = spec.privacy.policy if policy is None else policy
         epsilon = spec.privacy.target_epsilon if epsilon is None else epsilon
         delta = spec.privacy.target_delta if delta is None else delta
         relation = spec.privacy.neighboring_relation if relation is None else relation
+        unit = spec.privacy_unit if unit is None else unit
     if policy is None or epsilon is None or delta is None:
         given = {"--policy": policy, "--epsilon": epsilon, "--delta": delta}
         missing = [option for option, value in given.items() if value is None]
@@ -107,7 +108,7 @@ def _terms(options: BudgetOptions, spec: SweepSpec | None, home: Home) -> Budget
         delta=delta,
         policy=policy,
         neighboring_relation=relation or "zero_out",
-        privacy_unit=options.privacy_unit,
+        privacy_unit=unit or "example",
         rdp_order=options.rdp_order,
     )
     if options.typical is None:

@@ -231,6 +231,11 @@ class Store:
     def begin_attempt(self, trial_id: str, start_step: int = 0, *, worker: str = "") -> Attempt:
         """Starts to run a trial; every earlier attempt at it is fenced from here on.
 
+        An attempt draws new keys. Of correlated noise (``bands`` > 1) a trial is accounted by
+        whole groups of ``bands`` steps, each of which a unit takes part in once: so what earlier
+        attempts were charged is rounded up to whole groups, for what they left of one would
+        otherwise hide the first steps of this.
+
         Args:
             trial_id: An admitted, paused or running trial.
             start_step: Steps that the attempt has behind it when it begins.
@@ -239,9 +244,11 @@ class Store:
         Raises:
             StoreError: If there is no such trial, it may not run (it was rejected, say), or no
                 attempt has charged ``start_step``: nobody has steps behind it unpaid.
+            OverspentError: If the budget is frozen, and something has to be charged.
         """
         attempt_id = secrets.token_hex(16)
-        with writing(self._engine) as connection:
+        with budgeting(self._ledger) as transaction:
+            connection = transaction.connection
             row = _locked_trial(connection, trial_id)
             state = TrialState(row.state)
             if state is not TrialState.RUNNING and not state.may_become(TrialState.RUNNING):
@@ -258,22 +265,29 @@ class Store:
                     f"{furthest}"
                 )
             number = previous + 1
-            connection.execute(
-                attempts.insert().values(
-                    attempt_id=attempt_id,
-                    trial_id=trial_id,
-                    number=number,
-                    start_step=start_step,
-                    charged_step=start_step,
-                    worker=worker,
-                    started_at=time.time(),
+            total = row.charged_iterations if number == 1 else _whole_groups(row)
+            answer = None
+            if total > row.charged_iterations:
+                answer = transaction.charge(trial_id, total)
+            if not isinstance(answer, BudgetExceeded):
+                connection.execute(
+                    attempts.insert().values(
+                        attempt_id=attempt_id,
+                        trial_id=trial_id,
+                        number=number,
+                        start_step=start_step,
+                        charged_step=start_step,
+                        worker=worker,
+                        started_at=time.time(),
+                    )
                 )
-            )
-            connection.execute(
-                trials.update()
-                .where(trials.c.trial_id == trial_id)
-                .values(state=TrialState.RUNNING)
-            )
+                connection.execute(
+                    trials.update()
+                    .where(trials.c.trial_id == trial_id)
+                    .values(state=TrialState.RUNNING, charged_iterations=total)
+                )
+        if isinstance(answer, BudgetExceeded):
+            raise OverspentError(f"trial {trial_id}: to begin anew: {answer}") from answer
         return Attempt(attempt_id, trial_id, number)
 
     def charge(self, attempt: Attempt, step: int) -> int:
@@ -318,8 +332,8 @@ class Store:
         Args:
             attempt: The attempt.
             step: A step that has been charged.
-            metrics: ``epsilon``, ``eval_accuracy`` and ``eval_loss``; non-finite ones are kept
-                as NULL.
+            metrics: Of `sweeps.database.tables.METRICS`, those that were measured; non-finite
+                ones are kept as NULL.
 
         Raises:
             FencedError: As in `charge`.
@@ -491,6 +505,17 @@ def _locked_trial(connection: sa.Connection, trial_id: str) -> sa.Row[Any]:
     if row is None:
         raise StoreError(f"trial {trial_id!r}: not in the ledger")
     return row
+
+
+def _whole_groups(trial: sa.Row[Any]) -> int:
+    """A trial's charge, rounded up to whole groups of steps with correlated noise.
+
+    Not beyond what it was admitted for: after that no attempt can run a step.
+    """
+    config = trial.trial_config
+    bands = 1 if config is None else TrialConfig.from_json(config).mechanism.bands
+    whole = -(-trial.charged_iterations // bands) * bands
+    return min(whole, trial.planned_iterations)
 
 
 def _fenced(connection: sa.Connection, attempt: Attempt) -> tuple[sa.Row[Any], sa.Row[Any]]:

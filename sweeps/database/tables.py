@@ -88,6 +88,21 @@ reports = sa.Table(
     sa.Column("epsilon", sa.Float),
     sa.Column("eval_accuracy", sa.Float),
     sa.Column("eval_loss", sa.Float),
+    # The same of averages of the parameters, where a trial keeps them.
+    sa.Column("ema_eval_accuracy", sa.Float),
+    sa.Column("ema_eval_loss", sa.Float),
+    sa.Column("polyak_eval_accuracy", sa.Float),
+    sa.Column("polyak_eval_loss", sa.Float),
+)
+# What a report may show, as `Store.add_report` takes it.
+METRICS = (
+    "epsilon",
+    "eval_accuracy",
+    "eval_loss",
+    "ema_eval_accuracy",
+    "ema_eval_loss",
+    "polyak_eval_accuracy",
+    "polyak_eval_loss",
 )
 
 # What MLflow has yet to hear. A row is written with the fact that it tells of, in one

@@ -69,6 +69,7 @@ def _fit_json(fit: Fit) -> dict[str, Any]:
             "sampling_prob": fit.sampling_prob,
             "noise_multiplier": fit.noise_multiplier,
             "iterations": fit.iterations,
+            "mechanism": fit.mechanism,
         }
     return {**setting, "asked": fit.asked, "more": fit.more, "at_least": fit.at_least}
 

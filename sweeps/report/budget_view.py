@@ -284,10 +284,14 @@ def room_view(room: Room, width: int) -> Iterator[RenderableType]:
             headings = ("samp-\nling\nprob", "noise\nmulti-\nplier", "itera-\ntions")
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
+    special = any(fit.mechanism for fit in room.fits)
+    if special:
+        table.add_column("mechanism", overflow="fold")
     table.add_column(room.asked_heading, justify="right", no_wrap=True)
     table.add_column("more\nwould fit", justify="right", no_wrap=True)
     for fit in room.fits:
-        table.add_row(*_fit_cells(fit), Text(f"{fit.asked:,}"), _more(fit))
+        mechanism = [Text(fit.mechanism or "DP-SGD")] if special else []
+        table.add_row(*_fit_cells(fit), *mechanism, Text(f"{fit.asked:,}"), _more(fit))
     yield table
     if room.hidden:
         yield Text(f"and {room.hidden} other settings", style="dim")

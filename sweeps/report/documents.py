@@ -5,8 +5,11 @@ from typing import Any
 
 from sweeps.admission import Plan
 from sweeps.database.store import finite_or_none
+from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.json_numbers import legal_json
 from sweeps.report.results import SweepResults
+
+_AVERAGES = ("ema_eval_accuracy", "ema_eval_loss", "polyak_eval_accuracy", "polyak_eval_loss")
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -15,14 +18,21 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     Trials come in the order of the search space. An ``epsilon`` of null has no finite bound.
     """
     spec = plan.spec
+    plain = spec.model_dump(mode="json")
+    counts_examples = spec.privacy_unit == "example"
+    is_public = spec.data.declared_num_examples is None
     document = {
         "name": spec.name,
         "spec_hash": spec.spec_hash(),
         "dataset": f"{plan.dataset.name}:{plan.dataset.version}",
-        # Where adding an example makes a neighbour, the size itself is protected.
-        "num_train": plan.dataset.num_train if spec.data.declared_num_examples is None else None,
+        # Where one unit more makes a neighbour, their number itself is protected; where users
+        # are the unit, how many examples they have always is.
+        "num_train": plan.dataset.num_train if is_public and counts_examples else None,
+        "num_users": plan.dataset.num_users if is_public else None,
         "num_eval": plan.dataset.num_eval,
-        **spec.privacy.model_dump(mode="json"),
+        **plain["privacy"],
+        "privacy_unit": spec.privacy_unit,
+        "sampling": sampling(plain),
         "guarantee": plan.guarantee,
         "total_epsilon": plan.total_epsilon,
         "epsilon_before": plan.epsilon_before,
@@ -71,6 +81,8 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
         "target_delta": privacy["target_delta"],
         "accountant": privacy["accountant"],
         "neighboring_relation": privacy["neighboring_relation"],
+        "privacy_unit": privacy_unit(results.spec),
+        "sampling": sampling(results.spec),
         "guarantee": results.guarantee,
         "trials": [
             {
@@ -82,6 +94,7 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
                 "delta": privacy["target_delta"],
                 "eval_accuracy": trial.eval_accuracy,
                 "eval_loss": trial.last.eval_loss if trial.last else None,
+                **{name: getattr(trial.last, name) if trial.last else None for name in _AVERAGES},
                 "step": trial.last.step if trial.last else 0,
                 "iterations": trial.planned_iterations,
                 "reason": trial.reason,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
+from sweeps.database.tables import METRICS
 from sweeps.guarantee import guarantee
 
 
@@ -18,7 +19,8 @@ class CurvePoint:
     """One report: privacy spent and utility reached after ``step`` steps.
 
     ``charged_iterations`` is what the trial had been charged by then, which is more than
-    ``step`` once it has branched. A None stands for a number that was not finite.
+    ``step`` once it has branched. A None stands for a number that was not finite, or for an
+    average of the parameters that is not kept.
     """
 
     step: int
@@ -26,6 +28,10 @@ class CurvePoint:
     epsilon: float | None
     eval_accuracy: float | None
     eval_loss: float | None
+    ema_eval_accuracy: float | None = None
+    ema_eval_loss: float | None = None
+    polyak_eval_accuracy: float | None = None
+    polyak_eval_loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,7 @@ class SweepResults:
     @property
     def guarantee(self) -> str:
         """What the sweep's policy promises, in words."""
-        return guarantee(self.privacy, self.spec.get("clipping"))
+        return guarantee(self.spec)
 
     @property
     def best_first(self) -> tuple[TrialSummary, ...]:
@@ -163,9 +169,8 @@ def read_results(store: Store, sweep_id: str) -> SweepResults:
     sweep = store.sweep(sweep_id)
     curves: dict[str, list[CurvePoint]] = {}
     for row in store.reports(sweep_id):
-        point = CurvePoint(
-            row.step, row.charged_iterations, row.epsilon, row.eval_accuracy, row.eval_loss
-        )
+        metrics = {name: getattr(row, name) for name in METRICS}
+        point = CurvePoint(step=row.step, charged_iterations=row.charged_iterations, **metrics)
         curves.setdefault(row.trial_id, []).append(point)
     return SweepResults(
         sweep_id=sweep.sweep_id,

@@ -12,6 +12,7 @@ class Fit:
         sampling_prob: Of the trial's mechanism; 0 for a selection.
         noise_multiplier: Likewise.
         iterations: Likewise.
+        mechanism: What else the mechanism is, in words; empty for DP-SGD.
         what: A selection in words; empty for a trial.
         asked: How many of them there are where the kind was found.
         more: How many more would be admitted, made together; None for any number.
@@ -21,6 +22,7 @@ class Fit:
     sampling_prob: float = 0.0
     noise_multiplier: float = 0.0
     iterations: int = 0
+    mechanism: str = ""
     what: str = ""
     asked: int
     more: int | None

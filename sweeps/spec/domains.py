@@ -22,6 +22,7 @@ MAX_ITERATIONS = 10_000_000
 MAX_WHOLE = 2**53
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
+FULL: Literal["full"] = "full"
 
 Value = str | int | float
 DomainKind = Literal[
@@ -261,7 +262,9 @@ def _number(raw: object) -> float | None:
     return value if math.isfinite(value) and value > 0 else None
 
 
-def _batch_size(raw: object) -> float | None:
+def _batch_size(raw: object) -> str | float | None:
+    if isinstance(raw, str) and raw == FULL:
+        return raw
     value = _number(raw)
     return value if value is not None and value >= 1 else None
 
@@ -300,9 +303,9 @@ NUMBERS = AllowedDomains(
     ranges=_RANGES,
 )
 BATCH_SIZES = AllowedDomains(
-    one="a number >= 1",
+    one=f"a number >= 1 or the word {FULL}",
     read=_batch_size,
-    schema={"type": "number", "minimum": 1},
+    schema={"anyOf": [{"type": "number", "minimum": 1}, {"const": FULL}]},
     ranges=_RANGES,
     low=">= 1",
 )

@@ -9,6 +9,7 @@ from sweeps.spec.refusals import Allowed
 
 PositiveNumber = Annotated[float, Field(gt=0), Allowed("a number > 0")]
 PositiveWhole = Annotated[int, Field(ge=1, le=MAX_WHOLE), Allowed("a whole number >= 1")]
+YesOrNo = Annotated[bool, Allowed("true or false")]
 
 
 class Section(BaseModel):

@@ -10,6 +10,7 @@ What the fields must satisfy together:
   ``report_every_steps`` <= ``grace_period`` < the most iterations.
 - ``data.declared_num_examples`` is given exactly where the neighbouring relation hides the data
   set's size, and no batch is then larger than it.
+- The mechanism is one that the rest can be combined with (`sweeps.spec.mechanism_spec`).
 - Nothing voids the policy of the privacy section (`_policy_refusals`).
 - The two splits share no example: metrics of the evaluation split are shown as they are.
 - The sweep has at most `MAX_TRIALS` trials.
@@ -19,14 +20,18 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
+from accounting import PrivacyUnit
+from sweeps.spec.augmentation_spec import AugmentationSpec
+from sweeps.spec.averaging_spec import AveragingSpec
 from sweeps.spec.clipping_spec import ClippingSpec
 from sweeps.spec.domains import (
     BATCH_SIZES,
     CALIBRATED,
+    FULL,
     ITERATIONS,
     MAX_WHOLE,
     NOISES,
@@ -37,14 +42,22 @@ from sweeps.spec.domains import (
     STEPS,
     Domain,
 )
+from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
-from sweeps.spec.section import PositiveNumber, PositiveWhole, Section
+from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, YesOrNo
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
 from trainer.config import (
     DATASET_NAME_PATTERN,
+    MAX_USER_MODEL_CHARS,
+    USER_MODEL_PATTERN,
+    ComputeType,
     ModelName,
+    Placement,
     Scaling,
+    TrainableName,
+    contradictions,
+    is_user_model,
 )
 
 MAX_TRIALS = 100_000
@@ -57,6 +70,27 @@ _Sizes = Annotated[
     # Strictness would refuse a list for a tuple; the numbers inside stay strict.
     Field(min_length=1, strict=False),
     Allowed("a list of one or more whole numbers >= 1"),
+]
+_MODELS = get_args(ModelName)
+_Model = Annotated[
+    str,
+    Field(
+        max_length=MAX_USER_MODEL_CHARS, pattern=f"^({'|'.join(_MODELS)})$|{USER_MODEL_PATTERN}"
+    ),
+    # The same, in a form from which an editor can complete the names.
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": list(_MODELS)},
+                {
+                    "type": "string",
+                    "maxLength": MAX_USER_MODEL_CHARS,
+                    "pattern": USER_MODEL_PATTERN,
+                },
+            ]
+        }
+    ),
+    Allowed(f"one of {', '.join(_MODELS)}, or package.module:attribute for a model of your own"),
 ]
 _PathOrNull = Annotated[
     Annotated[str, Field(max_length=4096, pattern=_NO_CONTROL_CHARACTERS)] | None,
@@ -96,6 +130,19 @@ class DataSpec(Section):
         default="unit_norm",
         description="How one example's pixels become inputs; reads that example alone.",
     )
+    placement: Annotated[Placement, one_of(Placement)] = Field(
+        default="auto",
+        description="Where training examples are kept: device, in the devices' memory; streamed, "
+        "on disk, read as they are drawn; auto takes the former where they fit.",
+    )
+    user_feature: Annotated[
+        Annotated[str, Field(min_length=1, max_length=256, pattern=_NO_CONTROL_CHARACTERS)] | None,
+        Allowed("null or a feature's name"),
+    ] = Field(
+        default=None,
+        description="Feature that says whose example it is. Users are then protected, each with "
+        "all their examples, and every number is one of users; null protects single examples.",
+    )
     declared_num_examples: Annotated[
         Annotated[int, Field(ge=1, le=MAX_WHOLE)] | None,
         Allowed("null or a whole number >= 1"),
@@ -103,33 +150,79 @@ class DataSpec(Section):
         default=None,
         description="A public number to reckon with instead of the data set's size, chosen "
         "without looking at the data. Required with add_or_remove_one, where the size itself is "
-        "protected; not allowed with zero_out, where it is public.",
+        "protected; not allowed with zero_out, where it is public. With user_feature a number of "
+        "users.",
     )
 
 
 class ModelSpec(Section):
     """The model that every trial trains."""
 
-    name: Annotated[ModelName, one_of(ModelName)] = Field(description="Which model.")
+    name: _Model = Field(
+        description="Which model; package.module:attribute is one of your own, which is called "
+        "with the number of classes and gives a Flax module."
+    )
     hidden_sizes: _Sizes = Field(default=(64,), description="Widths of mlp's hidden layers.")
     channels: _Sizes = Field(default=(16, 32), description="Widths of cnn's convolutions.")
     init_from: _PathOrNull = Field(
         default=None,
-        description="Checkpoint directory whose parameters start each trial; null initialises "
-        "afresh. The parameters must be public with respect to the protected data.",
+        description="Weights that start each trial: a checkpoint directory of a sweep or of "
+        "Orbax, an .npz or a .safetensors file; null initialises afresh. They must be public "
+        "with respect to the protected data.",
+    )
+    init_is_public: YesOrNo = Field(
+        default=False,
+        description="Says that the weights of init_from were not trained on the protected data. "
+        "Required for all but checkpoints of a sweep, which tell what they were trained on.",
+    )
+    fresh_head: YesOrNo = Field(
+        default=False,
+        description="Starts the last layer afresh even where init_from has one that fits.",
+    )
+    trainable: Annotated[TrainableName, one_of(TrainableName)] = Field(
+        default="all",
+        description="What is trained. head: the last layer. biases: every bias, and the head. "
+        "lora: a low-rank update of each other dense layer, and the head.",
+    )
+    lora_rank: PositiveWhole = Field(default=8, description="For lora: the rank of each update.")
+    head_init_scale: Annotated[float, Field(ge=0), Allowed("a number >= 0")] = Field(
+        default=1.0,
+        description="What the weights of a fresh head are multiplied with, its biases excepted.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "ModelSpec":
+        refusals: list[Refusal] = []
+        for field, why in contradictions(self):
+            value = getattr(self, field)
+            shown = repr(value) if isinstance(value, str) else json.dumps(value)
+            refusals.append(Refusal((field,), f"{shown} is not allowed: {why}"))
+        if refusals:
+            raise refused(*refusals)
+        return self
+
+    dtype: Annotated[ComputeType, one_of(ComputeType)] = Field(
+        default="float32",
+        description="Type that the model computes in; parameters, logits, losses, norms and sums "
+        "are float32 either way. A model of your own chooses by itself.",
     )
 
 
 class SearchSpace(Section):
     """What differs between trials. Each field is a constant or one of Ray Tune's domains."""
 
-    optimizer: Annotated[Domain, OPTIMIZERS] = Field(description="Optimizer, as in optax.")
+    optimizer: Annotated[Domain, OPTIMIZERS] = Field(
+        description="Optimizer, as in optax; dp_adam_bc and scale_then_privatize are Adam for "
+        "noisy gradients."
+    )
     learning_rate: Annotated[Domain, NUMBERS] = Field(
         description="Step size; the largest of a schedule."
     )
     expected_batch_size: Annotated[Domain, BATCH_SIZES] = Field(
         description="Mean size of a Poisson-sampled batch: each example joins a step with "
-        "probability expected_batch_size / examples."
+        "probability expected_batch_size / examples, or with bands, each of the step's group "
+        f"with so many times that. {FULL}: all examples join every step. With data.user_feature "
+        "all of this is about users."
     )
     iterations: Annotated[Domain, ITERATIONS] = Field(description="Number of noisy steps.")
     noise_multiplier: Annotated[Domain, NOISES] = Field(
@@ -226,6 +319,9 @@ class SweepSpec(Section):
     privacy: PrivacySpec
     search_space: SearchSpace
     clipping: ClippingSpec = ClippingSpec()
+    mechanism: MechanismSpec = MechanismSpec()
+    augmentation: AugmentationSpec = AugmentationSpec()
+    averaging: AveragingSpec = AveragingSpec()
     search: SearchSpec = SearchSpec()
     scheduler: Annotated[
         AsyncHyperBandSpec | FifoSpec,
@@ -245,6 +341,11 @@ class SweepSpec(Section):
         """How many trials the sweep proposes."""
         grids = (len(d.values) for _, d in self.search_space.domains() if d.kind == "grid_search")
         return math.prod(grids) * self.search.num_samples
+
+    @property
+    def privacy_unit(self) -> PrivacyUnit:
+        """Whose data is protected."""
+        return "example" if self.data.user_feature is None else "user"
 
     def canonical_json(self) -> str:
         """The one JSON text of this specification, defaults included; `parse_spec` reads it."""
@@ -267,7 +368,9 @@ class SweepSpec(Section):
     def _fields_agree(self) -> "SweepSpec":
         checks = (
             _size_refusals,
+            _model_refusals,
             _split_refusals,
+            _mechanism_refusals,
             _pace_refusals,
             _policy_refusals,
             _resource_refusals,
@@ -305,10 +408,21 @@ def _size_refusals(spec: SweepSpec) -> Iterator[Refusal]:
         )
         yield Refusal(path, message)
         return
-    largest = spec.search_space.expected_batch_size.bounds()[1]
+    numbers = [v for v in spec.search_space.expected_batch_size.values if v != FULL]
+    largest = spec.search_space.expected_batch_size.bounds()[1] if numbers else 0.0
     if largest > declared:
-        message = f"{largest:g} exceeds the {declared} declared examples; allowed: at most that"
+        message = (
+            f"{largest:g} exceeds the {declared} declared {spec.privacy_unit}s; allowed: at most "
+            "that"
+        )
         yield Refusal(("search_space", "expected_batch_size"), message)
+
+
+def _model_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    name, dtype = spec.model.name, spec.model.dtype
+    if is_user_model(name) and dtype != "float32":
+        message = f"{dtype} is not allowed with {name}, which chooses itself; allowed: float32"
+        yield Refusal(("model", "dtype"), message)
 
 
 def _split_refusals(spec: SweepSpec) -> Iterator[Refusal]:
@@ -319,6 +433,19 @@ def _split_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             "without training examples, for its metrics are shown as they are"
         )
         yield Refusal(("data", "eval_split"), message)
+
+
+def _mechanism_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    space = spec.search_space
+    return mechanism_refusals(
+        spec.mechanism,
+        privacy=spec.privacy,
+        user_feature=spec.data.user_feature,
+        clipping_mode=spec.clipping.mode,
+        optimizer=space.optimizer,
+        expected_batch_size=space.expected_batch_size,
+        iterations=space.iterations,
+    )
 
 
 def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sweeps.database.states import TrialState
 from sweeps.database.store import Message
 from sweeps.errors import RefusedError
+from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.results import SweepResults
 
 TAG = "dp_sweeps."
@@ -22,7 +23,15 @@ TRIAL_ID = TAG + "trial_id"
 STATE = TAG + "state"
 REASON = TAG + "reason"
 MISSING_ARTIFACTS = TAG + "missing_artifacts"
-METRICS = ("epsilon", "eval_accuracy", "eval_loss")
+METRICS = (
+    "epsilon",
+    "eval_accuracy",
+    "eval_loss",
+    "ema_eval_accuracy",
+    "ema_eval_loss",
+    "polyak_eval_accuracy",
+    "polyak_eval_loss",
+)
 HYPERPARAMETERS = (
     "optimizer",
     "learning_rate",
@@ -36,6 +45,19 @@ HYPERPARAMETERS = (
     "sampling_prob",
 )
 PRIVACY = ("policy", "target_epsilon", "target_delta", "accountant", "neighboring_relation")
+
+# Section and field of the specification, the parameter that tells it, and the value at which it
+# does nothing and is left out.
+TRAINING = (
+    ("mechanism", "bands", "bands", 1),
+    ("mechanism", "truncated_batch_size", "truncated_batch_size", None),
+    ("mechanism", "examples_per_user", "examples_per_user", None),
+    ("augmentation", "views", "augmentation_views", 1),
+    ("augmentation", "flip", "augmentation_flip", False),
+    ("augmentation", "crop_padding", "augmentation_crop_padding", 0),
+    ("averaging", "ema_decay", "ema_decay", None),
+    ("averaging", "polyak", "polyak", False),
+)
 
 _DESCRIPTION = "mlflow.note.content"  # shown on top of a run's page
 
@@ -73,6 +95,7 @@ def trial_tags(sweep: sa.Row[Any], trial: sa.Row[Any], guarantee: str) -> dict[s
     planned = trial.planned_epsilon
     return {
         **_common_tags(sweep, guarantee),
+        TAG + "sampling": sampling(sweep.spec, trial.config.get("sampling_prob")),
         TAG + "role": "trial",
         TRIAL_ID: trial.trial_id,
         TAG + "delta": str(sweep.spec["privacy"]["target_delta"]),
@@ -89,7 +112,8 @@ def _common_tags(sweep: sa.Row[Any], guarantee: str) -> dict[str, str]:
         TAG + "name": sweep.name,
         TAG + "spec_hash": sweep.spec_hash,
         TAG + "budget": sweep.spec["privacy"].get("budget") or sweep.sweep_id,
-        TAG + "sampling": "poisson",
+        TAG + "sampling": sampling(sweep.spec),
+        TAG + "privacy_unit": privacy_unit(sweep.spec),
         TAG + "eval_data": "public",
         TAG + "guarantee": guarantee,
         _DESCRIPTION: guarantee,
@@ -149,7 +173,12 @@ def to_millis(seconds: float) -> int:
 def _sweep_params(sweep: sa.Row[Any]) -> dict[str, str]:
     # Sweeps from before there was a choice were clipped flat.
     clipping = sweep.spec.get("clipping", {}).get("mode", "flat")
-    return {"dataset": sweep.dataset, "model": sweep.spec["model"]["name"], "clipping": clipping}
+    params = {"dataset": sweep.dataset, "model": sweep.spec["model"]["name"], "clipping": clipping}
+    for section, field, param, off in TRAINING:
+        value = sweep.spec.get(section, {}).get(field, off)
+        if value != off:
+            params[param] = str(value)
+    return params
 
 
 def _hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:

@@ -432,3 +432,66 @@ def test_a_sweep_on_postgresql(tmp_path, postgres_url):
     states = [trial["state"] for trial in json.loads(run.stdout)["trials"]]
     assert states == ["COMPLETED", "COMPLETED"]
     assert not (tmp_path / "home" / "ledger.db").exists()
+
+
+# -- correlated noise, and averages ----------------------------------------------------------
+
+
+BANDED = {
+    **SPEC,
+    "name": "banded",
+    "search_space": {
+        **SPEC["search_space"],
+        "optimizer": "sgd",
+        "learning_rate": 4.0,
+        "expected_batch_size": 64,
+        "iterations": 10,
+        "noise_multiplier": "calibrated",
+    },
+    "mechanism": {"bands": 4},
+    "augmentation": {"views": 2, "crop_padding": 1},
+    "averaging": {"ema_decay": 0.9, "polyak": True},
+    "scheduler": {"name": "fifo"},
+}
+
+
+@pytest.fixture(scope="module")
+def banded(tmp_path_factory):
+    """A finished sweep of one trial with correlated noise, and its home."""
+    folder = tmp_path_factory.mktemp("banded")
+    with running(folder, BANDED) as process:
+        out, err = process.communicate(timeout=DEADLINE_SECS)
+    assert process.returncode == 0, err
+    return json.loads(out), folder
+
+
+def test_correlated_noise_is_charged_by_groups_of_steps(banded):
+    document, _ = banded
+    (trial,) = by_state(document, "COMPLETED")
+    assert document["sampling"] == "cyclic_poisson"
+    assert trial["config"]["sampling_prob"] == 4 * 64 / 1437
+    for point, repetitions in zip(trial["curve"], (2, 3), strict=True):  # after 5 and 10 steps
+        mechanism = accounting.DpSgdMechanism(
+            noise_multiplier=trial["config"]["noise_multiplier"],
+            sampling_prob=trial["config"]["sampling_prob"],
+            iterations=repetitions,
+            neighboring_relation="zero_out",
+        )
+        assert point["epsilon"] == accounting.epsilon(mechanism, delta=1e-5)
+    assert trial["epsilon"] == trial["planned_epsilon"] <= 3.0
+
+
+def test_averages_are_shown_beside_the_last_iterate(banded):
+    document, folder = banded
+    (trial,) = document["trials"]
+    store, home = store_of(folder)
+    (row,) = [row for row in store.reports(document["sweep_id"]) if row.step == 10]
+    store.ledger.close()
+    mlflow.set_tracking_uri(home.mlflow_uri)
+    run = mlflow.get_run(trial["mlflow_run_id"])
+    for name in ("ema_eval_accuracy", "ema_eval_loss", "polyak_eval_accuracy", "polyak_eval_loss"):
+        assert trial[name] == getattr(row, name) == run.data.metrics[name] > 0
+    assert trial["eval_accuracy"] == row.eval_accuracy
+    assert run.data.tags["dp_sweeps.sampling"] == "cyclic_poisson"
+    assert run.data.params["bands"] == "4"
+    assert run.data.params["augmentation_views"] == "2"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.errors import SpecError
-from sweeps.search_space import Hyperparameters, draw, expand, public_num_examples, trial_config
+from sweeps.search_space import Hyperparameters, draw, expand, public_num_units, trial_config
 from sweeps.spec.domains import Domain, step_indices
 from sweeps.spec.reading import load_spec, parse_spec
 from trainer.config import DataConfig, ModelConfig, TrialConfig
@@ -34,7 +34,7 @@ def spec_of(num_samples=1, seed=0, relation="zero_out", declared="null", **field
 version: 1
 name: s
 data: {{name: digits, declared_num_examples: {declared}}}
-model: {{name: mlp, hidden_sizes: [8]}}
+model: {{name: mlp, hidden_sizes: [8], dtype: bfloat16}}
 privacy:
   policy: per_trial
   target_epsilon: 8
@@ -215,9 +215,9 @@ def test_the_count_is_the_product(rates, iterations, optimizers, num_samples):
 def test_trial_config():
     spec = spec_of()
     (setting,) = expand(spec)
-    assert trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0) == TrialConfig(
+    assert trial_config(spec, setting, num_units=1437, noise_multiplier=2.0) == TrialConfig(
         data=DataConfig(name="digits"),
-        model=ModelConfig(name="mlp", hidden_sizes=(8,)),
+        model=ModelConfig(name="mlp", hidden_sizes=(8,), dtype="bfloat16"),
         optimizer="sgd",
         learning_rate=1.0,
         l2_clip_norm=1.0,
@@ -233,6 +233,24 @@ def test_trial_config():
     )
 
 
+def test_what_is_trained_and_from_where_reaches_the_trial():
+    chosen = {
+        "trainable": "lora",
+        "lora_rank": 4,
+        "head_init_scale": 0.0,
+        "init_from": "weights.npz",
+        "init_is_public": True,
+        "fresh_head": True,
+    }
+    spec = spec_of()
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update=chosen)})
+    (setting,) = expand(spec)
+    config = trial_config(spec, setting, num_units=1437, noise_multiplier=2.0)
+    assert config.model == ModelConfig(
+        name="mlp", hidden_sizes=(8,), dtype=spec.model.dtype, **chosen
+    )
+
+
 def test_how_the_learning_rate_moves_and_weights_decay_reaches_the_trial():
     spec = spec_of(
         learning_rate_schedule="{grid_search: [cosine, linear]}",
@@ -240,7 +258,7 @@ def test_how_the_learning_rate_moves_and_weights_decay_reaches_the_trial():
         weight_decay="{choice: [0.1]}",
     )
     found = [
-        trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0)
+        trial_config(spec, setting, num_units=1437, noise_multiplier=2.0)
         for setting in expand(spec)
     ]
     assert [(c.learning_rate_schedule, c.warmup_steps, c.weight_decay) for c in found] == [
@@ -254,7 +272,7 @@ def test_how_the_learning_rate_moves_and_weights_decay_reaches_the_trial():
 def test_a_calibrated_setting_takes_the_noise_it_is_given():
     spec = spec_of(noise_multiplier="calibrated")
     (setting,) = expand(spec)
-    config = trial_config(spec, setting, num_examples=1437, noise_multiplier=1.25)
+    config = trial_config(spec, setting, num_units=1437, noise_multiplier=1.25)
     assert config.noise_multiplier == 1.25
 
 
@@ -262,14 +280,14 @@ def test_noise_that_is_not_the_settings_own_is_refused():
     spec = spec_of()
     (setting,) = expand(spec)
     with pytest.raises(ValueError, match=r"noise_multiplier=1\.0: the setting says 2\.0"):
-        trial_config(spec, setting, num_examples=1437, noise_multiplier=1.0)
+        trial_config(spec, setting, num_units=1437, noise_multiplier=1.0)
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():
     spec = spec_of(expected_batch_size="2000")
     (setting,) = expand(spec)
     with pytest.raises(SpecError) as caught:
-        trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0)
+        trial_config(spec, setting, num_units=1437, noise_multiplier=2.0)
     assert str(caught.value) == (
         "search_space.expected_batch_size: expected_batch_size 2000 exceeds the 1437 examples of "
         "digits train; allowed: at most 1437"
@@ -279,20 +297,20 @@ def test_a_batch_larger_than_the_data_set_is_refused():
 def test_the_whole_data_set_may_be_the_batch():
     spec = spec_of(expected_batch_size="1437")
     (setting,) = expand(spec)
-    assert trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0).sampling_prob == 1
+    assert trial_config(spec, setting, num_units=1437, noise_multiplier=2.0).sampling_prob == 1
 
 
 @pytest.mark.parametrize("size", [None, 0, -1, True, 1.5])
 def test_a_public_size_must_be_given(size):
-    with pytest.raises(ValueError, match="num_examples="):
-        public_num_examples(spec_of(), size)
+    with pytest.raises(ValueError, match="num_units="):
+        public_num_units(spec_of(), size)
 
 
 def test_a_protected_size_never_reaches_a_config():
     spec = spec_of(relation="add_or_remove_one", declared="1400")
     (setting,) = expand(spec)
     configs = [
-        trial_config(spec, setting, num_examples=size, noise_multiplier=2.0)
+        trial_config(spec, setting, num_units=size, noise_multiplier=2.0)
         for size in (None, 10, 1437)
     ]
     assert configs[0].sampling_prob == 64 / 1400
@@ -303,7 +321,7 @@ def test_a_protected_size_never_reaches_a_config():
 def test_every_setting_of_the_example_is_a_trial():
     spec = load_spec(DIGITS)
     for setting in expand(spec):
-        config = trial_config(spec, setting, num_examples=1437, noise_multiplier=2.0)
+        config = trial_config(spec, setting, num_units=1437, noise_multiplier=2.0)
         assert config.expected_batch_size == setting.expected_batch_size
 
 

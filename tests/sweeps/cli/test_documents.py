@@ -74,3 +74,16 @@ def test_the_documentation_names_every_key_of_budgets_and_the_journal(command, t
     for code, out, _ in printed:
         assert code == 0
         assert keys_of(json.loads(out)) <= documented()
+
+
+def test_the_documentation_names_every_key_of_data_sets(command):
+    protected = ("--unit", "example", "--size", "protected")
+    for verb in (
+        ["prepare", "digits"],
+        ["declare", "digits", *protected],
+        ["show", "digits"],
+        ["list"],
+    ):
+        code, out, _ = command("data", *verb, "--json")
+        assert code == 0
+        assert keys_of(json.loads(out)) <= documented()

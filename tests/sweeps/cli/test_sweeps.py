@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.sweeps.cli.spec_files import write
@@ -154,6 +155,22 @@ def test_a_checkpoint_that_is_not_one(command, home, tmp_path, damage):
     assert not home.exists()
 
 
+def test_foreign_weights_need_somebodys_word(command, home, tmp_path):
+    file = tmp_path / "weights.npz"
+    np.savez(file, kernel=np.ones((64, 10), np.float32))
+    code, _, err = command("check", write(tmp_path, {"model.init_from": str(file)}))
+    assert code == 2
+    assert "model.init_from" in err
+    assert "model.init_is_public: true" in err
+    vouched = {"model.init_from": str(file), "model.init_is_public": True}
+    assert command("check", write(tmp_path, vouched))[0] == 0
+    file.write_bytes(file.read_bytes()[:-5])
+    code, _, err = command("run", write(tmp_path, vouched))
+    assert code == 2
+    assert "not a whole .npz file" in err
+    assert not home.exists()
+
+
 def test_check_lists_every_configuration_with_its_decision(command, home, tmp_path):
     code, out, _ = command("check", write(tmp_path), "--json")
     document = json.loads(out)
@@ -269,6 +286,15 @@ def test_the_example_specification_rejects_what_exceeds_its_budget(command):
         assert (trial["epsilon"] <= 8.0) == (trial["decision"] == "admitted")
 
 
+def test_the_example_of_banded_noise_is_calibrated_to_its_budget(command):
+    code, out, _ = command("check", SPECS / "digits_banded.yaml", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["admitted"], document["rejected"]) == (4, 0)
+    assert document["sampling"] == "cyclic_poisson"
+    assert all(2.98 < trial["epsilon"] <= 3.0 for trial in document["trials"])
+
+
 def test_the_schema_is_the_one_in_the_repository(command):
     code, out, _ = command("schema")
     assert code == 0
@@ -294,8 +320,10 @@ def test_a_home_that_cannot_be_made_is_named(command, tmp_path, monkeypatch):
 
 def test_help_has_examples(command):
     budget = ("create", "list", "show", "grant", "freeze", "thaw", "retire")
-    verbs = [["check"], ["run"], ["list"], ["show"], ["sync"], ["schema"], ["budget"], ["ledger"]]
+    verbs = [["check"], ["run"], ["list"], ["show"], ["sync"], ["schema"]]
+    verbs += [["budget"], ["data"], ["ledger"]]
     verbs += [["budget", verb] for verb in budget]
+    verbs += [["data", verb] for verb in ("list", "show", "prepare", "declare")]
     verbs += [["ledger", verb] for verb in ("show", "verify", "export")]
     for verb in verbs:
         code, out, _ = command(*verb, "--help")

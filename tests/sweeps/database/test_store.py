@@ -1,8 +1,10 @@
 """The database keeps its promises, on SQLite and on PostgreSQL alike."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -44,6 +46,9 @@ from sweeps.errors import (
     StoreError,
 )
 from sweeps.home import DATABASE_VARIABLE, HOME_VARIABLE, Home
+from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.config_sections import MechanismConfig
+from trainer.plan import mechanism_of
 
 ROOT = Path(__file__).parents[3]
 METRICS = {"epsilon": 0.5, "eval_accuracy": 0.75, "eval_loss": 1.25}
@@ -311,6 +316,106 @@ def test_the_attempt_of_an_ended_trial_is_fenced(store: Store) -> None:
 
 
 # -- reports ---------------------------------------------------------------------------------
+
+
+def a_banded_trial(bands: int, number: int = 0) -> NewTrial:
+    facts = {"noise_multiplier": 4.0, "sampling_prob": 0.1, "iterations": PLAN}
+    config = TrialConfig(
+        **facts,
+        data=DataConfig(name="digits"),
+        model=ModelConfig(name="logistic_regression"),
+        optimizer="sgd",
+        learning_rate=1.0,
+        l2_clip_norm=1.0,
+        expected_batch_size=64.0,
+        report_every_steps=10,
+        target_delta=1e-5,
+        mechanism=MechanismConfig(bands=bands),
+    )
+    return dataclasses.replace(
+        a_trial(number), mechanism=mechanism_of(config), trial_config=config
+    )
+
+
+def ledger_charge(store: Store) -> int:
+    return store.ledger.reservation(TRIAL).charged
+
+
+@pytest.fixture
+def banded(empty_store: Store) -> Store:
+    empty_store.create_sweep(a_sweep(), [a_banded_trial(8)])
+    return empty_store
+
+
+def test_new_keys_never_share_a_group_of_correlated_steps(banded: Store) -> None:
+    first = banded.begin_attempt(TRIAL)
+    assert banded.charge(first, 13) == 13
+    second = banded.begin_attempt(TRIAL)
+    assert charged(banded) == ledger_charge(banded) == 16
+    # Else one step more would be the 14th of 16: the second group, and no third.
+    assert banded.charge(second, 1) == 17
+    third = banded.begin_attempt(TRIAL, start_step=5)
+    assert charged(banded) == ledger_charge(banded) == 24
+    assert banded.charge(third, 13) == 32
+    banded.begin_attempt(TRIAL)
+    assert charged(banded) == ledger_charge(banded) == 32, "whole groups stay as they are"
+    assert banded.ledger.verify().ok
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_order_of_attempts_counts_less_than_was_run(banded: Store, seed: int) -> None:
+    rng = random.Random(seed)
+    runs: list[int] = []  # steps of each attempt
+    with contextlib.suppress(OverspentError):
+        while True:
+            attempt = banded.begin_attempt(TRIAL)
+            runs.append(0)
+            for _ in range(rng.randint(0, 3)):
+                more = rng.randint(1, 7)
+                banded.charge(attempt, runs[-1] + more)
+                runs[-1] += more
+    # A unit joins at most every eighth step of an attempt.
+    assert -(-ledger_charge(banded) // 8) == sum(-(-steps // 8) for steps in runs)
+
+
+def test_rounding_up_ends_where_the_plan_does(banded: Store) -> None:
+    banded.charge(banded.begin_attempt(TRIAL), PLAN - 1)
+    again = banded.begin_attempt(TRIAL)
+    assert charged(banded) == ledger_charge(banded) == PLAN
+    with pytest.raises(OverspentError):
+        banded.charge(again, 1)
+
+
+def test_a_frozen_budget_begins_nothing_anew_that_costs(banded: Store) -> None:
+    first = banded.begin_attempt(TRIAL)
+    banded.charge(first, 13)
+    banded.ledger.freeze("s-1", reason="look first")
+    with pytest.raises(OverspentError, match="frozen"):
+        banded.begin_attempt(TRIAL)
+    assert charged(banded) == ledger_charge(banded) == 13
+    banded.ledger.thaw("s-1")
+    assert banded.charge(first, 14) == 14, "the first attempt was not fenced"
+
+
+@pytest.mark.parametrize("bands", [1, None])
+def test_independent_noise_is_charged_step_by_step(empty_store: Store, bands: int | None) -> None:
+    trial = a_trial(0) if bands is None else a_banded_trial(bands)
+    empty_store.create_sweep(a_sweep(), [trial])
+    empty_store.charge(empty_store.begin_attempt(TRIAL), 13)
+    empty_store.begin_attempt(TRIAL)
+    assert charged(empty_store) == ledger_charge(empty_store) == 13
+
+
+def test_averages_are_reported_beside_the_last_iterate(store: Store) -> None:
+    attempt = store.begin_attempt(TRIAL)
+    store.charge(attempt, 9)
+    averages = {"ema_eval_accuracy": 0.8, "polyak_eval_loss": float("nan")}
+    store.add_report(attempt, 9, METRICS | averages)
+    (row,) = store.reports("s-1")
+    assert (row.eval_accuracy, row.ema_eval_accuracy) == (0.75, 0.8)
+    assert row.polyak_eval_loss is row.polyak_eval_accuracy is None
+    told = store.undelivered()[-1].payload["metrics"]
+    assert told == METRICS | averages | {"polyak_eval_loss": None}
 
 
 def test_a_report_waits_for_its_charge(engine: sa.Engine, store: Store) -> None:
@@ -587,6 +692,8 @@ def test_a_former_database_is_adopted_with_its_rows(home: Home, former: sa.Engin
     after = everything(engine)
     assert before.pop("schema_version") == ["(1,)"]
     assert after.pop(SCHEMA.version_table) == [f"('{SCHEMA.revisions[-1]}',)"]
+    # Of averages there was nothing to measure then.
+    before["reports"] = [row[:-1] + ", None" * 4 + ")" for row in before["reports"]]
     assert after == before
     assert differences(engine, SCHEMA) == []
     engine.dispose()

@@ -33,7 +33,7 @@ def parse(clipping):
 
 def config_of(spec, noise_multiplier=2.0):
     (setting,) = expand(spec)
-    return trial_config(spec, setting, num_examples=1437, noise_multiplier=noise_multiplier)
+    return trial_config(spec, setting, num_units=1437, noise_multiplier=noise_multiplier)
 
 
 def test_left_out_it_is_flat():

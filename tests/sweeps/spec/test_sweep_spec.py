@@ -195,6 +195,40 @@ BAD = [
     ),
     (good("[64, 32]", "[]"), "x.yaml:6:17: model.hidden_sizes: [] is not allowed; allowed: a lis"),
     (good("[64, 32]", "64"), "x.yaml:6:17: model.hidden_sizes: 64 is not allowed; allowed: a lis"),
+    (
+        good("[64, 32]", "[64]\n  trainable: some"),
+        "x.yaml:7:14: model.trainable: 'some' is not allowed; allowed: one of all, head, biases, ",
+    ),
+    (
+        good("[64, 32]", "[64]\n  trainable: lora\n  lora_rank: 0"),
+        "x.yaml:8:14: model.lora_rank: 0 is not allowed; allowed: a whole number >= 1",
+    ),
+    (
+        good("[64, 32]", "[64]\n  lora_rank: 4"),
+        "x.yaml:7:14: model.lora_rank: 4 is not allowed: nothing reads it with trainable all; "
+        "allowed: 8, or trainable lora",
+    ),
+    (
+        good("name: mlp", "name: cnn\n  trainable: lora"),
+        "x.yaml:6:14: model.trainable: 'lora' is not allowed: cnn has no dense layer besides its ",
+    ),
+    (
+        good("[64, 32]", "[64]\n  head_init_scale: -1"),
+        "x.yaml:7:20: model.head_init_scale: -1 is not allowed; allowed: a number >= 0",
+    ),
+    (
+        good("[64, 32]", "[64]\n  init_from: w.npz\n  init_is_public: 1"),
+        "x.yaml:8:19: model.init_is_public: 1 is not allowed; allowed: true or false",
+    ),
+    (
+        good("[64, 32]", "[64]\n  init_is_public: true"),
+        "x.yaml:7:19: model.init_is_public: true is not allowed: nothing reads it without "
+        "init_from; allowed: false, or a path in init_from",
+    ),
+    (
+        good("[64, 32]", "[64]\n  fresh_head: true"),
+        "x.yaml:7:15: model.fresh_head: true is not allowed: nothing reads it without init_from; ",
+    ),
     # Privacy
     (
         good("  policy: per_trial\n"),
@@ -613,6 +647,43 @@ def test_every_model_can_be_named(name):
     assert spec.model.name == name
     data = {**GOOD_DATA, "model": {"name": name}}
     assert not list(jsonschema.Draft202012Validator(json_schema()).iter_errors(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "ok"),
+    [
+        ("our_models.nets:Net", True),
+        ("nets:make_net", True),
+        ("our_models.nets", False),
+        ("our_models..nets:Net", False),
+        ("our_models.nets:Net.inner", False),
+        ("mlp:", False),
+        ("mlp2", False),
+        ("../nets:Net", False),
+        ("nets:Net()", False),
+    ],
+)
+def test_a_model_of_ones_own_is_named_by_its_import_path(name, ok):
+    data = {**GOOD_DATA, "model": {"name": name}}
+    schema = jsonschema.Draft202012Validator(json_schema())
+    assert schema.is_valid(data) == ok
+    text = good("name: mlp", f"name: {name!r}")
+    if ok:
+        assert parse_spec(text).model.name == name
+    else:
+        assert "or package.module:attribute for a model of your own" in refusal(text)
+
+
+def test_the_type_that_models_compute_in():
+    assert parse_spec(GOOD).model.dtype == "float32"
+    assert parse_spec(good("name: mlp", "name: mlp\n  dtype: bfloat16")).model.dtype == "bfloat16"
+    told = refusal(good("name: mlp", "name: mlp\n  dtype: float16"))
+    assert told.startswith("x.yaml:6:10: model.dtype: 'float16' is not allowed; allowed: one of ")
+    told = refusal(good("name: mlp", "name: nets:Net\n  dtype: bfloat16"))
+    assert told == (
+        "x.yaml:6:10: model.dtype: bfloat16 is not allowed with nets:Net, which chooses itself; "
+        "allowed: float32"
+    )
 
 
 def test_the_schema_file_is_current():

@@ -116,6 +116,7 @@ def opened(
 # -- what a sweep writes ---------------------------------------------------------------------
 
 
+SWEEP_PARAMS = ("dataset", "model", "clipping")
 MECHANISM = DpSgdMechanism(
     noise_multiplier=4.0, sampling_prob=0.01, iterations=40, neighboring_relation="zero_out"
 )
@@ -135,11 +136,16 @@ def a_trial(number: int, state: TrialState = TrialState.ADMITTED, **fields: Any)
     return NewTrial(**{**given, **fields})
 
 
-def create(store: Store, *trials: NewTrial, sweep_id: str = SWEEP) -> None:
+def create(
+    store: Store,
+    *trials: NewTrial,
+    sweep_id: str = SWEEP,
+    **sections: Any,
+) -> None:
     sweep = NewSweep(
         sweep_id=sweep_id,
         name="digits",
-        spec=SPEC,
+        spec={**SPEC, **sections},
         spec_hash="abc",
         dataset="digits:1.0.0",
         dataset_fingerprint="0123",
@@ -289,6 +295,41 @@ def test_a_child_says_what_it_was_and_how_it_ended(shown: dict[str, Any]) -> Non
     assert shown[f"{SWEEP}-2"]["tags"]["dp_sweeps.planned_epsilon"] == "inf"
 
 
+def test_a_sweep_names_its_mechanism_and_what_else_it_trains_with(
+    place: Place, mlflow_client: Callable[[Home], Any]
+) -> None:
+    create(
+        place.store,
+        a_trial(0),
+        a_trial(1, config={**CONFIG, "sampling_prob": 1.0}),
+        data={"name": "digits", "user_feature": "patient"},
+        search_space={"expected_batch_size": {"grid_search": [64.0, "full"]}},
+        mechanism={"bands": 1, "truncated_batch_size": None, "examples_per_user": 1},
+        augmentation={"views": 4, "flip": True, "crop_padding": 0},
+        averaging={"ema_decay": 0.99, "polyak": True},
+    )
+    attempt = place.store.begin_attempt(f"{SWEEP}-0")
+    report(place.store, attempt, 10, ema_eval_accuracy=0.5, polyak_eval_loss=1.5)
+    place.writer().deliver()
+    held = content(mlflow_client(place.home))
+    params, run = held[SWEEP]["params"], held[f"{SWEEP}-0"]
+    expected = {
+        "examples_per_user": "1",
+        "augmentation_views": "4",
+        "augmentation_flip": "True",
+        "ema_decay": "0.99",
+        "polyak": "True",
+    }
+    assert {name: params[name] for name in params if name not in SWEEP_PARAMS} == expected
+    assert run["params"].items() >= expected.items()
+    tags = {name: one["tags"]["dp_sweeps.sampling"] for name, one in held.items()}
+    assert tags == {SWEEP: "poisson", f"{SWEEP}-0": "poisson", f"{SWEEP}-1": "full_batch"}
+    assert run["tags"]["dp_sweeps.privacy_unit"] == "user"
+    assert curve(run, "ema_eval_accuracy") == [(10, 0.5)]
+    assert curve(run, "polyak_eval_loss") == [(10, 1.5)]
+    assert curve(run, "ema_eval_loss") == []
+
+
 def test_every_run_names_its_guarantee(shown: dict[str, Any]) -> None:
     for run in shown.values():
         tags = run["tags"]
@@ -303,6 +344,7 @@ def test_every_run_names_its_guarantee(shown: dict[str, Any]) -> None:
         assert told["accountant"] == "pld"
         assert told["neighboring_relation"] == "zero_out"
         assert told["sampling"] == "poisson"
+        assert told["privacy_unit"] == "example"
         assert told["eval_data"] == "public"
         assert told["spec_hash"] == "abc"
         assert "differentially private" in told["guarantee"]
