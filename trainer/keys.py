@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,17 +51,17 @@ class BranchKeys:
         """Names the branch in public: 16 hexadecimal digits, from which no key follows."""
         return self._derive(b"branch", 0)[:8].hex()
 
-    def noise_key(self, step: int) -> np.ndarray:
-        """The threefry key of one step's noise, uint32 ``[2]``."""
-        return self._threefry(b"noise", step)
+    def noise_keys(self, steps: Iterable[int]) -> np.ndarray:
+        """The threefry keys of the noise of some steps, uint32 ``[steps, 2]``."""
+        return self._threefry(b"noise", steps)
 
-    def draw_key(self, step: int) -> np.ndarray:
-        """The threefry key that draws one step's batch on a device, uint32 ``[2]``."""
-        return self._threefry(b"draw", step)
+    def draw_keys(self, steps: Iterable[int]) -> np.ndarray:
+        """The threefry keys that draw the batches of steps on a device, uint32 ``[steps, 2]``."""
+        return self._threefry(b"draw", steps)
 
-    def view_key(self, step: int) -> np.ndarray:
-        """The threefry key of one step's views of examples, uint32 ``[2]``."""
-        return self._threefry(b"view", step)
+    def view_keys(self, steps: Iterable[int]) -> np.ndarray:
+        """The threefry keys of the views of examples in some steps, uint32 ``[steps, 2]``."""
+        return self._threefry(b"view", steps)
 
     def sampling_rng(self, step: int) -> np.random.Generator:
         """The generator that draws one step's batch on the host."""
@@ -131,8 +131,9 @@ class BranchKeys:
         with contextlib.suppress(OSError):
             _path(secrets_dir, self.branch_id).unlink(missing_ok=True)
 
-    def _threefry(self, purpose: bytes, step: int) -> np.ndarray:
-        return np.frombuffer(self._derive(purpose, step)[:8], dtype=np.uint32)
+    def _threefry(self, purpose: bytes, steps: Iterable[int]) -> np.ndarray:
+        keys = b"".join(self._derive(purpose, step)[:8] for step in steps)
+        return np.frombuffer(keys, dtype=np.uint32).reshape(-1, 2)
 
     def _philox(self, purpose: bytes, step: int) -> np.random.Generator:
         key = int.from_bytes(self._derive(purpose, step)[:16], "little")

@@ -78,17 +78,17 @@ def step_inputs(
     """What differs between steps ``start + 1 .. stop``, padded with zeros to ``length`` steps."""
     steps = range(start + 1, stop + 1)
 
-    def padded(rows: list[Any], shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        array = np.zeros((length, *shape), dtype)
+    def padded(rows: np.ndarray, dtype: Any) -> np.ndarray:
+        array = np.zeros((length, *rows.shape[1:]), dtype)
         array[: len(rows)] = rows
         return array
 
     return StepInputs(
-        step=padded(list(steps), (), np.int32),
-        noise_key=padded([keys.noise_key(step) for step in steps], (2,), np.uint32),
-        draw_key=padded([keys.draw_key(step) for step in steps], (2,), np.uint32),
-        view_key=padded([keys.view_key(step) for step in steps], (2,), np.uint32),
-        learning_rate_factor=padded(list(plan.learning_rate_factors[start:stop]), (), np.float32),
+        step=padded(np.arange(start + 1, stop + 1), np.int32),
+        noise_key=padded(keys.noise_keys(steps), np.uint32),
+        draw_key=padded(keys.draw_keys(steps), np.uint32),
+        view_key=padded(keys.view_keys(steps), np.uint32),
+        learning_rate_factor=padded(plan.learning_rate_factors[start:stop], np.float32),
     )
 
 

@@ -194,10 +194,7 @@ class Trial:
             return self._new_branch(state, manifest.step, secrets_dir)
         self.may_shrink = False
         branch = Branch(keys.branch_id, manifest.branch_start)
-        noise_keys = np.array(
-            [keys.noise_key(step) for step in range(branch.start_step + 1, manifest.step + 1)],
-            np.uint32,
-        ).reshape(-1, 2)
+        noise_keys = keys.noise_keys(range(branch.start_step + 1, manifest.step + 1))
         stddev = self.plan.grad_noise_multiplier * self.plan.l2_clip_norm
         noise = replay(self.plan.noise_strategy, state.params, noise_keys, stddev)
         return self._started(state._replace(noise=noise), manifest.step, keys, branch)

@@ -84,9 +84,9 @@ def inputs_of(step=1, factor=1.0, keys=None):
     keys = keys or BranchKeys(ROOT)
     return StepInputs(
         step=np.int32(step),
-        noise_key=keys.noise_key(step),
-        draw_key=keys.draw_key(step),
-        view_key=keys.view_key(step),
+        noise_key=keys.noise_keys([step])[0],
+        draw_key=keys.draw_keys([step])[0],
+        view_key=keys.view_keys([step])[0],
         learning_rate_factor=np.float32(factor),
     )
 

@@ -210,7 +210,7 @@ def noise_like(tree, key_data, stddev):
 
 
 def test_the_counts_noise_is_another_than_that_of_any_parameter():
-    key_data = BranchKeys(ROOT).noise_key(1)
+    key_data = BranchKeys(ROOT).noise_keys([1])[0]
     draws = noise_like([jnp.zeros(())] * 3000, key_data, 1.0)
     assert float(count_noise(key_data, 1.0)) not in {float(draw) for draw in draws}
 

@@ -124,4 +124,4 @@ def drawn(plan, keys, place):
     draw = resident(plan, made_up_data()).draw
     most = jax.numpy.uint32(sampler.largest_bits)
     chosen = jax.jit(lambda key, step: draw.chosen(key, step, groups, most)[BLANKED])
-    return [bool(chosen(keys.draw_key(step), step)) for step in range(1, STEPS + 1)]
+    return [bool(chosen(keys.draw_keys([step])[0], step)) for step in range(1, STEPS + 1)]

@@ -13,7 +13,7 @@ ROOT = bytes(range(32))
 
 def noise_like(tree, stddev, step=1, root=ROOT):
     zeros = jax.tree.map(jnp.zeros_like, tree)
-    return add_noise(zeros, (), key_data=BranchKeys(root).noise_key(step), stddev=stddev)[0]
+    return add_noise(zeros, (), key_data=BranchKeys(root).noise_keys([step])[0], stddev=stddev)[0]
 
 
 def draws(stddev, size=200_000, step=1, root=ROOT):
@@ -43,7 +43,7 @@ def test_coordinates_and_steps_are_independent():
     # coordinate with another's next step, and those of squares, within 5.5 standard errors: by
     # chance once in 10,000 roots (2,235 of them at 3.8e-8), and this root is fixed.
     keys = BranchKeys(ROOT)
-    step_keys = np.stack([keys.noise_key(step) for step in range(4000)])
+    step_keys = keys.noise_keys(range(4000))
     tree = {"w": jnp.zeros((4, 5)), "b": jnp.zeros(10)}
 
     @jax.vmap
@@ -85,7 +85,7 @@ def test_banded_noise_has_the_covariance_of_its_strategy():
     memory, steps = start_noise(strategy, like), []
     for step in range(1, 13):
         noise, memory = add_noise(
-            like, memory, key_data=keys.noise_key(step), stddev=2.0, strategy=strategy
+            like, memory, key_data=keys.noise_keys([step])[0], stddev=2.0, strategy=strategy
         )
         steps.append(np.asarray(noise))
     c = sum(np.diag(np.full(12 - i, coef), -i) for i, coef in enumerate(strategy))
@@ -106,8 +106,8 @@ def test_what_noise_remembers_can_be_made_anew():
     )
     memory = start_noise(strategy, like)
     for number in range(1, 12):
-        memory = step(memory, keys.noise_key(number))
-        past = np.stack([keys.noise_key(done) for done in range(1, number + 1)])
+        memory = step(memory, keys.noise_keys([number])[0])
+        past = keys.noise_keys(range(1, number + 1))
         again = replay(strategy, like, past, 0.5)
         jax.tree.map(np.testing.assert_array_equal, memory, again)
     nothing = np.zeros((0, 2), np.uint32)

@@ -225,7 +225,7 @@ def test_no_secret_is_in_a_checkpoint(data_home, tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, mechanism=BANDED)
     checkpoint = interrupted(config, data_home, tmp_path)
     keys = BranchKeys(root)
-    secrets = [root, *(keys.noise_key(step).tobytes() for step in range(1, STEPS + 1))]
+    secrets = [root, *(keys.noise_keys([step])[0].tobytes() for step in range(1, STEPS + 1))]
     trial = Trial(config, data_home, devices.topology(1))
     at = trial.start(checkpoint, tmp_path / "secrets")
     remembered = [np.asarray(leaf) for leaf in jax.tree.leaves(at.state.noise)]

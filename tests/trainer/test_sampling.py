@@ -28,7 +28,7 @@ def on_device(sampler):
     groups = sampler.groups(keys.groups_rng()) if sampler.bands > 1 else None
     most = jnp.uint32(sampler.largest_bits)
     chosen = jax.jit(lambda key, step: draw.chosen(key, step, groups, most))
-    return lambda step: np.flatnonzero(chosen(keys.draw_key(step), np.int32(step)))
+    return lambda step: np.flatnonzero(chosen(keys.draw_keys([step])[0], np.int32(step)))
 
 
 PLACES = pytest.mark.parametrize("place", [on_host, on_device])
