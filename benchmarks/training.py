@@ -123,9 +123,6 @@ def loop(folder: Path, tell: Tell) -> Iterator[Figure]:
         fresh = jax.tree.map(jnp.copy, state)
         return trial.runner.advance(trial.recipe, fresh, at.keys, 0, steps, nothing)
 
-    runner = trial.runner
-    assert isinstance(runner, runners.ResidentRunner)
-
     def inputs() -> None:
         for begin in range(0, steps, 100):
             jax.device_put(step_inputs(trial.plan, at.keys, begin, begin + 100, 100))

@@ -306,6 +306,11 @@ class TrialConfig:
         return "example" if self.data.user_feature is None else "user"
 
     @property
+    def counts_per_report(self) -> int:
+        """How many models a report measures: the last iterate and each average."""
+        return 1 + (self.averaging.ema_decay is not None) + self.averaging.polyak
+
+    @property
     def count_noise_stddev(self) -> float | None:
         """Noise on a step's number of unclipped gradients; None where none is released."""
         if self.clipping.mode != "quantile":

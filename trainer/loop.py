@@ -156,7 +156,7 @@ def trial_reports(
             charged = agreed(lambda step=step: charge(branch, step))
             counted = 0
             if counts:
-                so_far = _num_reports(branch.start_step, step, config) * trial.counts_per_report
+                so_far = _num_reports(branch.start_step, step, config) * config.counts_per_report
                 counted = agreed(lambda step=step, n=so_far: charge_counts(branch, step, n))
             report = trial.report(at, charged, counted)
             writer.save(lambda at=at: trial.checkpoint(at))

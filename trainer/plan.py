@@ -148,7 +148,7 @@ def mechanism_of(config: TrialConfig) -> Mechanism:
     return DpSgdMechanism(**facts)
 
 
-def evaluation_mechanism(config: TrialConfig, counts_per_report: int) -> Mechanism | None:
+def evaluation_mechanism(config: TrialConfig) -> Mechanism | None:
     """What measuring costs the evaluation examples; None where it costs nothing that is kept.
 
     A report counts right answers. One example more, less or other changes a count by at most 1,
@@ -157,7 +157,6 @@ def evaluation_mechanism(config: TrialConfig, counts_per_report: int) -> Mechani
 
     Args:
         config: The trial.
-        counts_per_report: How many models a report measures.
     """
     noise_multiplier = config.evaluation.noise_multiplier
     if noise_multiplier is None:
@@ -165,6 +164,6 @@ def evaluation_mechanism(config: TrialConfig, counts_per_report: int) -> Mechani
     reports = -(-config.iterations // config.report_every_steps)
     return DpSgdMechanism.full_batch(
         noise_multiplier=noise_multiplier,
-        iterations=reports * counts_per_report,
+        iterations=reports * config.counts_per_report,
         neighboring_relation=config.neighboring_relation,
     )

@@ -34,25 +34,30 @@ def program_digest(recipe: Recipe, topology: Topology, more: object) -> str:
         _sources(),
         repr(recipe),
         repr(more),
-        _source_of(recipe.objective.network.model),
+        _source_of(type(recipe.objective.network.model)),
         topology.size,
         jax.process_count(),
         device.platform,
         device.device_kind,
         os.cpu_count() if device.platform == "cpu" else None,
         os.environ.get("XLA_FLAGS", ""),
-        [
-            importlib.metadata.version(name)
-            for name in ("jax", "jaxlib", "flax", "optax", "numpy", "jax-privacy")
-        ],
+        _versions(),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _source_of(model: nn.Module) -> str:
+@functools.cache
+def _versions() -> list[str]:
+    """Of the packages whose code a step runs."""
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "jax-privacy")
+    return [importlib.metadata.version(name) for name in names]
+
+
+@functools.cache
+def _source_of(model: type[nn.Module]) -> str:
     """SHA-256 of the module that a model comes from; a user's is in none of ours."""
     try:
-        path = inspect.getsourcefile(type(model))
+        path = inspect.getsourcefile(model)
         return hashlib.sha256(Path(path or "").read_bytes()).hexdigest()
     except (TypeError, OSError):
         return secrets.token_hex()  # without its source it is the same as no other

@@ -305,12 +305,6 @@ class Trial:
 
     # -- what is told -------------------------------------------------------------------------
 
-    @property
-    def counts_per_report(self) -> int:
-        """How many models a report measures: the last iterate and each average."""
-        averaging = self.config.averaging
-        return 1 + (averaging.ema_decay is not None) + averaging.polyak
-
     def report(self, at: Start, charged: int, counts_charged: int) -> TrialReport:
         """Measures the parameters after some steps.
 
@@ -337,7 +331,7 @@ class Trial:
         outcome: Outcome = "running" if at.step < config.iterations else "completed"
         if not all_finite(state.params):
             outcome = "diverged"
-        counting = evaluation_mechanism(config, self.counts_per_report)
+        counting = evaluation_mechanism(config)
         return TrialReport(
             step=at.step,
             epsilon=self._epsilon(self.plan.mechanism, charged),

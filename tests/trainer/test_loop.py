@@ -311,7 +311,7 @@ def test_private_evaluation_counts_with_noise_and_has_an_account_of_its_own(data
 
     run_trial(config, data_home=data_home, charge_counts=charge_counts, on_report=reports.append)
     assert charged == [(4, 2), (8, 4), (10, 6)]
-    mechanism = evaluation_mechanism(config, 2)
+    mechanism = evaluation_mechanism(config)
     assert mechanism is not None
     assert mechanism.iterations == 6
     for report, (_, counts) in zip(reports, charged, strict=True):

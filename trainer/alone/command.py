@@ -21,7 +21,7 @@ from accounting.policies import shown_epsilon
 from trainer.alone.hosts import hosts_of
 from trainer.alone.interrupts import INTERRUPTED
 from trainer.alone.progress import accuracies
-from trainer.alone.resolution import Resolved, counts_per_report, resolve
+from trainer.alone.resolution import Resolved, resolve
 from trainer.alone.run_directory import RunDirectory
 from trainer.alone.statement import NON_PRIVATE, statement
 from trainer.alone.training import Ended, Options, train
@@ -233,7 +233,7 @@ def _show_end(config: TrialConfig, run: RunDirectory, options: Options, ended: E
             "other noise",
         )
     how: dict[str, Any] = {"delta": config.target_delta, "accountant": config.accountant}
-    counting = evaluation_mechanism(config, counts_per_report(config))
+    counting = evaluation_mechanism(config)
     promise = statement(
         config,
         iterations=ended.iterations,

@@ -81,7 +81,7 @@ def resolve(file: TrialFile, data_home: Path) -> Resolved:
     except (ConfigError, accounting.InvalidPrivacyParameter) as error:
         raise file.placed(error) from error
     how: dict[str, Any] = {"delta": config.target_delta, "accountant": config.accountant}
-    counting = evaluation_mechanism(config, counts_per_report(config))
+    counting = evaluation_mechanism(config)
     return Resolved(
         config=config,
         epsilon=accounting.epsilon(mechanism, **how),
@@ -100,12 +100,6 @@ def _check_weights(config: TrialConfig, dataset: DatasetInfo | None) -> None:
         check_initial_weights(config.model, wanted, dataset.fingerprint)
     except CheckpointError as error:
         raise ConfigError(f"model.init_from={config.model.init_from!r}: {error}") from error
-
-
-def counts_per_report(config: TrialConfig) -> int:
-    """How many models a report measures: the last iterate and each average."""
-    averaging = config.averaging
-    return 1 + (averaging.ema_decay is not None) + averaging.polyak
 
 
 def _described(
