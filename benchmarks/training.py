@@ -34,20 +34,20 @@ from jax_privacy import clipping as jax_privacy_clipping
 from rich.console import Console
 from rich.table import Table
 
-from trainer import devices, runners
-from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import ClippingConfig, DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import AugmentationConfig
-from trainer.keys import BranchKeys
+from trainer.data.synthetic.preparation import prepare_synthetic
+from trainer.data.synthetic.request import Synthetic
+from trainer.mechanism.keys import BranchKeys
+from trainer.mechanism.sampling import Sampler, to_rows
 from trainer.models import cross_entropy
-from trainer.objective import Data
-from trainer.resident import Draw, make_resident_program
-from trainer.runners import step_inputs
-from trainer.sampling import Sampler, to_rows
-from trainer.step import Recipe
-from trainer.synthetic.preparation import prepare_synthetic
-from trainer.synthetic.request import Synthetic
+from trainer.training import devices, runners
+from trainer.training.objective import Data
+from trainer.training.resident import Draw, make_resident_program
+from trainer.training.runners import step_inputs
+from trainer.training.step import Recipe
 from trainer.trial import Trial
+from trainer.weights.checkpoint_writer import CheckpointWriter
 
 Tell = Callable[[str], None]
 
@@ -301,10 +301,10 @@ def memory(folder: Path, tell: Tell) -> Iterator[Figure]:
 
 def _temp_bytes(draw: Draw, num_examples: int, microbatch_size: int | None) -> float:
     from trainer.models import make_model
-    from trainer.network import Network
-    from trainer.objective import Objective
-    from trainer.optimizers import make_optimizer
-    from trainer.step import StepInputs, Traced, TrainState
+    from trainer.models.network import Network
+    from trainer.training.objective import Objective
+    from trainer.training.optimizers import make_optimizer
+    from trainer.training.step import StepInputs, Traced, TrainState
 
     network = Network(make_model(ModelConfig(name="wrn_16_4"), 10))
     views = AugmentationConfig(views=16, flip=True, crop_padding=4)

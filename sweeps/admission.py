@@ -29,13 +29,13 @@ from sweeps.search_space import (
 )
 from sweeps.spec.domains import CALIBRATED
 from sweeps.spec.sweep_spec import SweepSpec
-from trainer.checkpoints import architecture
 from trainer.config import ModelConfig, TrialConfig
-from trainer.dataset_location import find_or_prepare
-from trainer.datasets import DatasetInfo, describe
+from trainer.data.dataset_location import find_or_prepare
+from trainer.data.datasets import DatasetInfo, describe
 from trainer.errors import CheckpointError, ConfigError, DatasetError
-from trainer.initial_weights import check_initial_weights
-from trainer.plan import mechanism_of
+from trainer.training.plan import mechanism_of
+from trainer.weights.checkpoints import architecture
+from trainer.weights.initial_weights import check_initial_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from sweeps.report.table import show_epsilon
 from sweeps.service import OnDecision, by_itself, make_plan, paid_by
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import DataConfig
-from trainer.datasets import describe
+from trainer.data.datasets import describe
 from trainer.errors import ConfigError, DatasetError
 
 MOST_COPIES = 1_000_000

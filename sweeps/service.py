@@ -42,7 +42,7 @@ from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import load_yaml
 from sweeps.user_models import USER_MODELS_VARIABLE, check_model_allowed
-from trainer.datasets import DatasetInfo
+from trainer.data.datasets import DatasetInfo
 
 OnDecision = Callable[[Proposal], None]
 

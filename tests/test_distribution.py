@@ -28,7 +28,7 @@ def test_a_room_is_ours_alone(room):
     [
         ("accounting", ["jax", "ray", "mlflow", "dp_accounting"]),
         ("trainer.config", ["jax", "ray", "mlflow"]),
-        ("trainer.datasets", ["jax", "tensorflow_datasets"]),
+        ("trainer.data.datasets", ["jax", "tensorflow_datasets"]),
         # Reading a specification and deciding on it needs no machine that could train.
         ("sweeps.admission", ["jax", "ray", "mlflow"]),
     ],

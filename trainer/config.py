@@ -72,7 +72,7 @@ WITHOUT_INNER_DENSE = frozenset(
 # A TFDS name: name[/config][:version]. It becomes part of a path, so nothing else may pass.
 DATASET_NAME_PATTERN = r"^[a-z][a-z0-9_]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)?(:\d+\.\d+\.\d+)?$"
 
-# Draws compare 32 random bits with the probability (`trainer.sampling`).
+# Draws compare 32 random bits with the probability (`trainer.mechanism.sampling`).
 LEAST_SAMPLING_PROB = 2.0**-32
 # A user model: package.module:attribute. It is imported, so nothing but names may pass.
 USER_MODEL_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
@@ -88,7 +88,7 @@ class DataConfig:
 
     Attributes:
         name: TFDS name, ``name[/config][:version]``.
-        data_dir: TFDS data directory. None searches the usual places (`trainer.datasets`).
+        data_dir: TFDS data directory. None searches the usual places (`trainer.data.datasets`).
         train_split: TFDS split expression of the protected training examples.
         eval_split: TFDS split expression of the held-out examples, which are treated as public.
         scaling: How an example's pixels become model inputs. Each choice reads one example
@@ -128,12 +128,12 @@ class ModelConfig:
         hidden_sizes: Widths of the hidden layers of ``mlp``; each >= 1.
         channels: Widths of the convolutions of ``cnn``; each >= 1.
         init_from: File or directory of weights that start the trial, or None for a fresh
-            initialisation (`trainer.initial_weights`). They must be public with respect to the
-            protected data.
+            initialisation (`trainer.weights.initial_weights`). They must be public with respect to
+            the protected data.
         init_is_public: Says so of weights that do not tell what they were trained on: all but
             checkpoints of this package.
         fresh_head: Whether the head starts afresh even where ``init_from`` has one that fits.
-        trainable: What is trained, one of `TrainableName` (`trainer.network`).
+        trainable: What is trained, one of `TrainableName` (`trainer.models.network`).
         lora_rank: Rank of the update of each layer, >= 1; read where ``trainable`` is ``lora``.
         head_init_scale: What the kernel of a fresh head is multiplied with, >= 0.
         dtype: Type that the model computes in, one of `ComputeType`. Parameters, logits, losses,
@@ -230,9 +230,9 @@ class TrialConfig:
         model: The model.
         optimizer: One of `OptimizerName`, as in optax.
         learning_rate: Step size, > 0; the largest of a schedule.
-        weight_decay: Decoupled weight decay, >= 0 (`trainer.optimizers`).
+        weight_decay: Decoupled weight decay, >= 0 (`trainer.training.optimizers`).
         learning_rate_schedule: How the learning rate falls, one of `ScheduleName`
-            (`trainer.schedules`).
+            (`trainer.training.schedules`).
         warmup_steps: Steps over which the learning rate rises first, >= 0.
         l2_clip_norm: Bound on one example's gradient norm, > 0; with `quantile` clipping the
             first of them.
@@ -319,7 +319,7 @@ class TrialConfig:
         return self.expected_batch_size / 20 if given is None else given
 
     def _check_count_leaves_something(self) -> None:
-        """The count alone must cost less than a step may (`trainer.plan.noise_of_gradients`)."""
+        """The count alone must cost less than a step may (`plan.noise_of_gradients`)."""
         stddev, least = self.count_noise_stddev, self.noise_multiplier / 2
         if stddev is not None and not stddev > least:
             origin = "" if self.clipping.count_noise_stddev else " (expected_batch_size / 20)"

@@ -125,8 +125,8 @@ class EvaluationConfig:
     Attributes:
         protection: ``public``: they are public, and accuracies are exact. ``dp``: they are
             private, and a report counts its right answers with noise, a mechanism of its own with
-            an account of its own (`trainer.plan.evaluation_mechanism`). ``non_private``: they
-            are private and accuracies are exact: reports hold them as private fields, which
+            an account of its own (`trainer.training.plan.evaluation_mechanism`). ``non_private``:
+            they are private and accuracies are exact: reports hold them as private fields, which
             leave the trainer only for those who ask for them by that name.
         noise_multiplier: For ``dp``: standard deviation of the noise on a count, > 0.
     """

@@ -12,13 +12,13 @@ import dataclasses
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from trainer.checkpoint_writer import CheckpointWriter, checkpoint_path
 from trainer.config import TrialConfig
-from trainer.devices import topology
 from trainer.errors import CheckpointError, ConfigError
 from trainer.reporting import TrialReport
-from trainer.runners import OnStep
+from trainer.training.devices import topology
+from trainer.training.runners import OnStep
 from trainer.trial import Branch, Trial
+from trainer.weights.checkpoint_writer import CheckpointWriter, checkpoint_path
 
 ChargeFn = Callable[[Branch, int], int]
 """Makes "this branch has brought the trial to ``step``" durable, and returns how many iterations
@@ -64,14 +64,14 @@ def run_trial(
 
     Args:
         config: The trial.
-        data_home: Where built-in data sets are kept (`trainer.datasets`).
+        data_home: Where built-in data sets are kept (`trainer.data.datasets`).
         checkpoint_dir: Directory for checkpoints, ``step-<n>`` each, of which the newest is
             kept. None writes none.
         resume_from: A checkpoint of the same configuration to go on from.
-        secrets_dir: Where the roots of noise keys are kept (`trainer.keys`). With the root of
-            the checkpoint's branch a trial goes on as if it had never been interrupted, bit for
-            bit; without, with new keys and charges for the steps that are taken again. None
-            keeps none. A trial that has ended leaves none behind.
+        secrets_dir: Where the roots of noise keys are kept (`trainer.mechanism.keys`). With the
+            root of the checkpoint's branch a trial goes on as if it had never been interrupted,
+            bit for bit; without, with new keys and charges for the steps that are taken again.
+            None keeps none. A trial that has ended leaves none behind.
         charge: See `ChargeFn`. None counts in memory: the caller is the ledger.
         charge_counts: See `CountChargeFn`; likewise.
         on_report: Called with every report.

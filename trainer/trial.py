@@ -15,8 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 import accounting
-from trainer.averages import EMA, POLYAK, start_averages
-from trainer.checkpoints import (
+from trainer.config import DataConfig, TrialConfig
+from trainer.data.datasets import Dataset, OpenDataset, load, open_examples
+from trainer.device_memory import free_bytes, is_out_of_memory
+from trainer.errors import CheckpointError
+from trainer.mechanism.keys import BranchKeys
+from trainer.mechanism.noise import replay, start_noise
+from trainer.models import make_checked_model
+from trainer.models.network import Network, Parameters
+from trainer.reporting import Outcome, TrialReport
+from trainer.training.averages import EMA, POLYAK, start_averages
+from trainer.training.devices import Topology
+from trainer.training.engine import settled
+from trainer.training.evaluation import Utility, all_finite, evaluate, with_noise
+from trainer.training.objective import Objective
+from trainer.training.optimizers import make_optimizer
+from trainer.training.plan import evaluation_mechanism, make_plan
+from trainer.training.program_identity import program_digest
+from trainer.training.runners import OnStep, ResidentRunner, Runner, StreamedRunner, resident_data
+from trainer.training.step import QuantileTraced, Recipe, Traced, TrainState
+from trainer.weights.checkpoints import (
     Manifest,
     architecture,
     config_digest,
@@ -25,25 +43,7 @@ from trainer.checkpoints import (
     load_params,
     read_manifest,
 )
-from trainer.config import DataConfig, TrialConfig
-from trainer.datasets import Dataset, OpenDataset, load, open_examples
-from trainer.device_memory import free_bytes, is_out_of_memory
-from trainer.devices import Topology
-from trainer.engine import settled
-from trainer.errors import CheckpointError
-from trainer.evaluation import Utility, all_finite, evaluate, with_noise
-from trainer.initial_weights import load_initial_weights
-from trainer.keys import BranchKeys
-from trainer.models import make_checked_model
-from trainer.network import Network, Parameters
-from trainer.noise import replay, start_noise
-from trainer.objective import Objective
-from trainer.optimizers import make_optimizer
-from trainer.plan import evaluation_mechanism, make_plan
-from trainer.program_identity import program_digest
-from trainer.reporting import Outcome, TrialReport
-from trainer.runners import OnStep, ResidentRunner, Runner, StreamedRunner, resident_data
-from trainer.step import QuantileTraced, Recipe, Traced, TrainState
+from trainer.weights.initial_weights import load_initial_weights
 
 LOGGER = logging.getLogger("trainer")
 

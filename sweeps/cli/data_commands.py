@@ -13,13 +13,13 @@ from sweeps.cli.output import err, out, print_json
 from sweeps.cli.synthetic_options import SyntheticOptions
 from sweeps.errors import CommandError, SweepError
 from sweeps.home import Home
-from trainer.declaration import Size
-from trainer.synthetic.request import Encoding
+from trainer.data.declaration import Size
+from trainer.data.synthetic.request import Encoding
 
 if TYPE_CHECKING:
-    from trainer.catalog import PreparedDataset
     from trainer.config import DataConfig
-    from trainer.dataset_location import Location
+    from trainer.data.catalog import PreparedDataset
+    from trainer.data.dataset_location import Location
 
 app = typer.Typer(
     help="Data sets that are prepared for training.\n\nExample: dp-sweeps data list",
@@ -45,8 +45,8 @@ def list_datasets(data_dir: DataDirOption = None, as_json: JsonOption = False) -
     Example: dp-sweeps data list --data-dir /mnt/tfds
     """
     from sweeps.report.data_view import DatasetList, datasets_json
-    from trainer.catalog import catalog
-    from trainer.dataset_location import search_dirs
+    from trainer.data.catalog import catalog
+    from trainer.data.dataset_location import search_dirs
 
     with _refusals(), err.status("reading metadata"):
         places = search_dirs(_config("digits", data_dir), Home.from_environment().data_dir)
@@ -65,7 +65,7 @@ def show(
 
     Example: dp-sweeps data show digits
     """
-    from trainer.catalog import inspect
+    from trainer.data.catalog import inspect
 
     with _refusals():
         found = inspect(_find(name, data_dir))
@@ -116,9 +116,9 @@ def prepare(
     Example: dp-sweeps data prepare synthetic --examples 50000 --shape 32x32x3 --classes 10
     """
     from sweeps.cli.synthetic_options import prepare_synthetic_dataset
-    from trainer.catalog import inspect
-    from trainer.dataset_location import find, find_or_prepare
-    from trainer.preparing import prepare_with_tfds
+    from trainer.data.catalog import inspect
+    from trainer.data.dataset_location import find, find_or_prepare
+    from trainer.data.preparing import prepare_with_tfds
 
     options = SyntheticOptions(
         examples=examples,
@@ -171,8 +171,8 @@ def declare(
     Example: dp-sweeps data declare scans --unit example --size protected
     --declared-num-examples 50000
     """
-    from trainer import catalog
-    from trainer.declaration import Declaration
+    from trainer.data import catalog
+    from trainer.data.declaration import Declaration
 
     with _refusals():
         location = _find(name, data_dir)
@@ -203,7 +203,7 @@ def _config(name: str, data_dir: str | None) -> "DataConfig":
 
 
 def _find(name: str, data_dir: str | None) -> "Location":
-    from trainer.dataset_location import find, search_dirs
+    from trainer.data.dataset_location import find, search_dirs
 
     config = _config(name, data_dir)
     return find(config, search_dirs=search_dirs(config, Home.from_environment().data_dir))
@@ -211,7 +211,7 @@ def _find(name: str, data_dir: str | None) -> "Location":
 
 def _writable(config: "DataConfig", home: Home) -> Path:
     """The directory to write to; the home is made where it is below it."""
-    from trainer.dataset_location import search_dirs
+    from trainer.data.dataset_location import search_dirs
 
     if config.data_dir is None:
         home.create()
@@ -221,8 +221,8 @@ def _writable(config: "DataConfig", home: Home) -> Path:
 @contextmanager
 def _refusals() -> Generator[None]:
     """Turns what the trainer refuses into errors of the command line."""
+    from trainer.data.preparing import PreparationError
     from trainer.errors import ConfigError, DatasetError
-    from trainer.preparing import PreparationError
 
     try:
         yield

@@ -14,7 +14,7 @@ from sweeps.home import Home
 from sweeps.service import read_spec
 from sweeps.spec.privacy_spec import NAME_PATTERN
 from sweeps.spec.sweep_spec import SweepSpec
-from trainer.datasets import DatasetInfo
+from trainer.data.datasets import DatasetInfo
 
 _MAX_TEXT = 256
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from sweeps.cli.output import writing
 from sweeps.errors import CommandError
-from trainer.synthetic.request import Encoding
+from trainer.data.synthetic.request import Encoding
 
 if TYPE_CHECKING:
-    from trainer.synthetic.request import Synthetic
+    from trainer.data.synthetic.request import Synthetic
 
 _SHAPE = re.compile(r"(\d{1,4})x(\d{1,4})(?:x(\d))?")
 _DEFAULT_NAME = "blobs"
-# Fields of `trainer.synthetic.Synthetic` that options name otherwise.
+# Fields of `trainer.data.synthetic.Synthetic` that options name otherwise.
 _OPTIONS = {"num_examples": "examples", "num_classes": "classes", "num_users": "users"}
 
 
@@ -56,8 +56,8 @@ def prepare_synthetic_dataset(options: SyntheticOptions, data_dir: Path) -> str:
         trainer.errors.DatasetError: Another data set has that name, or the directory cannot be
             written.
     """
-    from trainer.synthetic.preparation import prepare_synthetic
-    from trainer.synthetic.request import VERSION
+    from trainer.data.synthetic.preparation import prepare_synthetic
+    from trainer.data.synthetic.request import VERSION
 
     request = _request(options)
     with writing(request.num_examples + request.num_test) as on_progress:
@@ -66,8 +66,8 @@ def prepare_synthetic_dataset(options: SyntheticOptions, data_dir: Path) -> str:
 
 
 def _request(options: SyntheticOptions) -> "Synthetic":
+    from trainer.data.synthetic.request import Synthetic
     from trainer.errors import DatasetError
-    from trainer.synthetic.request import Synthetic
 
     if options.examples is None or options.shape is None or options.classes is None:
         needed = {

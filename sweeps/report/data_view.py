@@ -1,6 +1,6 @@
 """Prepared data sets in words and as JSON: public facts alone.
 
-Where a size is protected there is no number to show: `trainer.catalog` has left it out.
+Where a size is protected there is no number to show: `trainer.data.catalog` has left it out.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.report.table import NO_VALUE, one_line
-from trainer.catalog import PreparedDataset
+from trainer.data.catalog import PreparedDataset
 
 _MAX_PROBLEM = 500
 

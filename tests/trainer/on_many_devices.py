@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from trainer import devices
 from trainer.config import ClippingConfig, DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import AugmentationConfig, MechanismConfig
-from trainer.keys import BranchKeys
+from trainer.mechanism.keys import BranchKeys
+from trainer.training import devices
 from trainer.trial import Trial
 
 CONFIG = TrialConfig(

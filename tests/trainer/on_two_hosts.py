@@ -16,12 +16,12 @@ jax.distributed.initialize(
 
 from tests.trainer.on_many_devices import CONFIG  # noqa: E402
 from trainer.errors import TrainerError  # noqa: E402
-from trainer.keys import BranchKeys  # noqa: E402
 from trainer.loop import run_trial  # noqa: E402
+from trainer.mechanism.keys import BranchKeys  # noqa: E402
 
 
 def main(data_home: Path, out: Path) -> None:
-    from trainer import devices
+    from trainer.training import devices
 
     # The first process alone is asked for a root; what the others get is what it has.
     root = bytes(range(32)) if jax.process_index() == 0 else bytes(32)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from trainer.averages import start_averages
 from trainer.config import DataConfig, ModelConfig, OptimizerName, TrialConfig
 from trainer.config_sections import AugmentationConfig, AveragingConfig
-from trainer.keys import BranchKeys
+from trainer.mechanism.keys import BranchKeys
+from trainer.mechanism.noise import start_noise
 from trainer.models import make_model
-from trainer.network import Network
-from trainer.noise import start_noise
-from trainer.objective import Data, Objective
-from trainer.optimizers import make_optimizer
-from trainer.step import QuantileTraced, Recipe, StepInputs, Traced, TrainState
+from trainer.models.network import Network
+from trainer.training.averages import start_averages
+from trainer.training.objective import Data, Objective
+from trainer.training.optimizers import make_optimizer
+from trainer.training.step import QuantileTraced, Recipe, StepInputs, Traced, TrainState
 
 NUM_EXAMPLES = 40
 NUM_CLASSES = 3

@@ -20,7 +20,6 @@ from tests.trainer.small_trial import (
     state_of,
     take,
 )
-from trainer import checkpoints, devices
 from trainer.clipping import ClippingMode, Engine
 from trainer.config import (
     ClippingConfig,
@@ -31,20 +30,22 @@ from trainer.config import (
     TrialConfig,
 )
 from trainer.errors import CheckpointError, ConfigError
-from trainer.keys import BranchKeys
 from trainer.loop import run_trial, trial_reports
-from trainer.models import cross_entropy
-from trainer.noise import add_noise, count_noise
-from trainer.plan import make_plan, mechanism_of, noise_of_gradients
-from trainer.quantile_clipping import (
+from trainer.mechanism.keys import BranchKeys
+from trainer.mechanism.noise import add_noise, count_noise
+from trainer.mechanism.quantile_clipping import (
     LARGEST_CLIP_NORM,
     LEAST_CLIP_NORM,
     next_clip_norm,
     shifted_count,
 )
-from trainer.sampling import to_rows
-from trainer.step import QuantileTraced, Traced
+from trainer.mechanism.sampling import to_rows
+from trainer.models import cross_entropy
+from trainer.training import devices
+from trainer.training.plan import make_plan, mechanism_of, noise_of_gradients
+from trainer.training.step import QuantileTraced, Traced
 from trainer.trial import Trial
+from trainer.weights import checkpoints
 
 ROOT = bytes(range(32))
 QUANTILE = ClippingConfig(mode="quantile")

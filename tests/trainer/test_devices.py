@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.devices import topology
 from trainer.errors import ConfigError
+from trainer.training.devices import topology
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 
 import accounting
-from trainer import checkpoint_writer, checkpoints, devices
 from trainer import trial as trial_module
-from trainer.checkpoint_writer import checkpoint_path
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import AveragingConfig, EvaluationConfig
 from trainer.errors import CheckpointError, ConfigError
-from trainer.evaluation import Utility, with_noise
-from trainer.keys import BranchKeys
 from trainer.loop import run_trial, trial_reports
-from trainer.plan import evaluation_mechanism, make_plan, mechanism_of
+from trainer.mechanism.keys import BranchKeys
 from trainer.reporting import Dp, Private, Public, TrialReport, label_of, releasable
+from trainer.training import devices
+from trainer.training.evaluation import Utility, with_noise
+from trainer.training.plan import evaluation_mechanism, make_plan, mechanism_of
 from trainer.trial import Trial
+from trainer.weights import checkpoint_writer, checkpoints
+from trainer.weights.checkpoint_writer import checkpoint_path
 
 CONFIG = TrialConfig(
     data=DataConfig(name="digits"),

@@ -23,12 +23,12 @@ from tests.trainer.small_trial import (
     traced_of,
 )
 from trainer.config_sections import AugmentationConfig, MechanismConfig
-from trainer.devices import topology
-from trainer.keys import BranchKeys
-from trainer.objective import Data
-from trainer.plan import make_plan
-from trainer.runners import ResidentRunner, StreamedRunner
-from trainer.sampling import PADDING
+from trainer.mechanism.keys import BranchKeys
+from trainer.mechanism.sampling import PADDING
+from trainer.training.devices import topology
+from trainer.training.objective import Data
+from trainer.training.plan import make_plan
+from trainer.training.runners import ResidentRunner, StreamedRunner
 
 BLANKED = 7
 STEPS = 40

@@ -8,9 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from trainer import devices
-from trainer.checkpoint_writer import checkpoint_path
-from trainer.checkpoints import read_manifest, save_checkpoint
 from trainer.config import ClippingConfig, DataConfig, ModelConfig, OptimizerName, TrialConfig
 from trainer.config_sections import (
     AugmentationConfig,
@@ -19,9 +16,12 @@ from trainer.config_sections import (
     MechanismConfig,
 )
 from trainer.errors import CheckpointError, SecretError
-from trainer.keys import BranchKeys
 from trainer.loop import run_trial, trial_reports
+from trainer.mechanism.keys import BranchKeys
+from trainer.training import devices
 from trainer.trial import Branch, Trial
+from trainer.weights.checkpoint_writer import checkpoint_path
+from trainer.weights.checkpoints import read_manifest, save_checkpoint
 
 STEPS = 24
 CONFIG = TrialConfig(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer.config import TrialConfig
 from trainer.errors import ChargesError
-from trainer.plan import mechanism_of
+from trainer.training.plan import mechanism_of
 
 if TYPE_CHECKING:
     from trainer.trial import Branch  # whose module imports JAX

@@ -34,7 +34,7 @@ from trainer.errors import (
     RunError,
     TrainerError,
 )
-from trainer.plan import evaluation_mechanism, mechanism_of
+from trainer.training.plan import evaluation_mechanism, mechanism_of
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 

@@ -95,7 +95,7 @@ class RunProgress:
             self._live.stop()
 
     def on_step(self, step: int) -> None:
-        """A `trainer.runners.OnStep`."""
+        """A `trainer.training.runners.OnStep`."""
         if self._live is not None:
             self._live.update(self._task, completed=step)
 

@@ -18,12 +18,12 @@ from typing import Any
 import accounting
 from trainer._validate import number, whole
 from trainer.alone.trial_file import CALIBRATED, FULL, TARGET, TrialFile
-from trainer.checkpoints import architecture
 from trainer.config import DataConfig, TrialConfig
-from trainer.datasets import DatasetInfo, describe
+from trainer.data.datasets import DatasetInfo, describe
 from trainer.errors import CheckpointError, ConfigError, DatasetError
-from trainer.initial_weights import check_initial_weights
-from trainer.plan import evaluation_mechanism, mechanism_of
+from trainer.training.plan import evaluation_mechanism, mechanism_of
+from trainer.weights.checkpoints import architecture
+from trainer.weights.initial_weights import check_initial_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import accounting
 from accounting.policies import shown_epsilon
 from trainer.config import TrialConfig
-from trainer.plan import noise_of_gradients
+from trainer.training.plan import noise_of_gradients
 
 NON_PRIVATE = (
     "NON-PRIVATE EVALUATION. Accuracies and losses of this run are exact functions of evaluation "

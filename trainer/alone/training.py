@@ -20,9 +20,9 @@ from trainer.alone.hosts import Hosts
 from trainer.alone.interrupts import Interrupts
 from trainer.alone.progress import RunProgress, shown_report
 from trainer.alone.run_directory import RunDirectory
-from trainer.checkpoints import read_manifest
 from trainer.config import TrialConfig
 from trainer.errors import RunError
+from trainer.weights.checkpoints import read_manifest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

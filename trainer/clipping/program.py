@@ -26,7 +26,7 @@ from jax.extend import core
 from jax.extend.core import primitives
 
 from trainer.clipping.uses import CopiedOperand, Use, known_use
-from trainer.standardization import is_standardize
+from trainer.models.standardization import is_standardize
 
 _CALLS = (primitives.jit_p, primitives.closed_call_p, primitives.remat_p)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 
-from trainer.standardization import standardize
+from trainer.models.standardization import standardize
 
 
 class StandardizedConv(nn.Module):

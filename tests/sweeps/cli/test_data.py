@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.sweeps.cli.spec_files import write
-from tests.trainer.prepared import FEATURES, encoded, examples, prepare
-from trainer.declaration import FILE_NAME
+from tests.trainer.data.prepared import FEATURES, encoded, examples, prepare
+from trainer.data.declaration import FILE_NAME
 
 SMALL = ("--examples", "40", "--shape", "6x5x3", "--classes", "3")
 

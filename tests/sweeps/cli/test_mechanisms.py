@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 
 import accounting
 from tests.sweeps.cli.spec_files import write
-from tests.trainer.prepared import FEATURES, examples, prepare
+from tests.trainer.data.prepared import FEATURES, examples, prepare
 
 NUM_EXAMPLES = 1437
 BATCH = {"search_space.expected_batch_size": 64}

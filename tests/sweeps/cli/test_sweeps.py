@@ -16,7 +16,7 @@ SPECS = ROOT / "specs"
 
 
 def checkpoint_of_other_data(path):
-    from trainer.checkpoints import save_checkpoint
+    from trainer.weights.checkpoints import save_checkpoint
 
     save_checkpoint(
         path,

@@ -48,7 +48,7 @@ from sweeps.errors import (
 from sweeps.home import DATABASE_VARIABLE, HOME_VARIABLE, Home
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import MechanismConfig
-from trainer.plan import mechanism_of
+from trainer.training.plan import mechanism_of
 
 ROOT = Path(__file__).parents[3]
 METRICS = {"epsilon": 0.5, "eval_accuracy": 0.75, "eval_loss": 1.25}

@@ -13,7 +13,7 @@ from sweeps.spec.mechanism_spec import MechanismSpec
 from sweeps.spec.reading import parse_spec
 from trainer.config import DataConfig
 from trainer.config_sections import AugmentationConfig, AveragingConfig, MechanismConfig
-from trainer.plan import mechanism_of
+from trainer.training.plan import mechanism_of
 
 SPEC = """\
 version: 1

@@ -15,7 +15,7 @@ import pytest
 
 from tests.trainer.alone.trial_files import write
 from trainer.alone.run_directory import RunDirectory
-from trainer.weight_files import read_arrays
+from trainer.weights.weight_files import read_arrays
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from trainer.alone import resolution
 from trainer.alone.resolution import resolve
 from trainer.alone.trial_file import read_trial_file
 from trainer.errors import ConfigError, DatasetError
-from trainer.plan import mechanism_of
+from trainer.training.plan import mechanism_of
 
 
 @pytest.fixture

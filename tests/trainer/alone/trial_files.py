@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from trainer.alone import command as command_module
-from trainer.datasets import DatasetInfo
+from trainer.data.datasets import DatasetInfo
 
 TRIAL = {
     "data": {"name": "digits"},

@@ -13,7 +13,7 @@ from tests.trainer.clipping.comparison import ENGINES, QUICK, distance, length
 from trainer.clipping import clipped_grad
 from trainer.config import ModelConfig
 from trainer.models import cross_entropy, init_params, make_model
-from trainer.network import Network
+from trainer.models.network import Network
 
 SHAPE = (8, 8, 1)
 NUM_CLASSES = 4

@@ -13,7 +13,7 @@ from tests.trainer.clipping.comparison import (
     labels,
     normal,
 )
-from trainer.standardization import standardize
+from trainer.models.standardization import standardize
 
 Y = labels(BATCH)
 IMAGES = normal(BATCH, 7, 7, 4)

@@ -18,7 +18,7 @@ from tests.trainer.clipping.comparison import (
 from trainer.clipping import clipped_grad
 from trainer.models import TextTransformer, init_params
 from trainer.models import cross_entropy as model_cross_entropy
-from trainer.network import Network
+from trainer.models.network import Network
 
 SIZE = 6
 HALF = jnp.bfloat16

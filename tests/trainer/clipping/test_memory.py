@@ -13,7 +13,7 @@ from tests.trainer.clipping.jaxprs import intermediates
 from trainer.clipping import clipped_grad
 from trainer.models import TextTransformer, VisionTransformer, init_params
 from trainer.models import cross_entropy as model_cross_entropy
-from trainer.network import Network
+from trainer.models.network import Network
 
 # A prime that divides none of the widths, so that a batch axis of a weight's size stands out.
 BATCH = 7

@@ -19,7 +19,7 @@ from trainer.models import (
     init_params,
 )
 from trainer.models import cross_entropy as model_cross_entropy
-from trainer.network import Network as Trained
+from trainer.models.network import Network as Trained
 
 SHAPE = (8, 8, 2)
 RUNS: list = [("two_pass", None), ("book_keeping", None)]

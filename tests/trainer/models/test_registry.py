@@ -17,7 +17,7 @@ from trainer.models import (
     init_params,
     make_model,
 )
-from trainer.network import Network
+from trainer.models.network import Network
 
 NAMES = get_args(ModelName)
 

@@ -24,7 +24,7 @@ from trainer.models import (
     init_params,
     make_model,
 )
-from trainer.network import Network
+from trainer.models.network import Network
 
 # A model and the registry's names that it is a small one of.
 SMALL = [

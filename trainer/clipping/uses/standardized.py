@@ -1,9 +1,9 @@
 """Convolutions whose kernel is weight-standardised.
 
 The parameter's gradient is that of the kernel in use with two directions projected out of each
-output channel (`trainer.standardization`). So its norm takes each channel's squared norm, its sum
-and its inner product with the kernel, and the last two are sums over output positions: of what
-the patch adds up to, and of what the convolution gave.
+output channel (`trainer.models.standardization`). So its norm takes each channel's squared norm,
+its sum and its inner product with the kernel, and the last two are sums over output positions: of
+what the patch adds up to, and of what the convolution gave.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from trainer.clipping.uses.convolution import Convolution
 from trainer.clipping.uses.gram import Measured
 from trainer.clipping.uses.kernel_norms import ByPixels, ByTaps
 from trainer.clipping.uses.use import Use, widened
-from trainer.standardization import scales, squares_lost
+from trainer.models.standardization import scales, squares_lost
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,0 @@
-"""Data sets of any shape out of a random number generator, for benchmarks and tests.
-
-`trainer.synthetic.request` says what to draw, `trainer.synthetic.drawing` draws it, and
-`trainer.synthetic.preparation` writes it: an ordinary TFDS data set, ``synthetic_<name>``, with
-the splits ``train`` and ``test``. The same request gives the same bytes.
-"""

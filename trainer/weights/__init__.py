@@ -1,0 +1,1 @@
+"""Weights in files: checkpoints of a trial, and what it starts from."""
