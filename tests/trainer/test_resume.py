@@ -1,16 +1,16 @@
-"""A trial that was interrupted and goes on equals one that never was, to the last bit."""
+"""What a trial that was interrupted goes on with, and when it has to begin another branch.
+
+That it goes on bit for bit is in `test_resume_identity`.
+"""
 
 import dataclasses
-import random
-from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
-from trainer.config import ClippingConfig, DataConfig, ModelConfig, OptimizerName, TrialConfig
+from trainer.config import ClippingConfig, DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import (
-    AugmentationConfig,
     AveragingConfig,
     EvaluationConfig,
     MechanismConfig,
@@ -21,7 +21,7 @@ from trainer.mechanism.keys import BranchKeys
 from trainer.training import devices
 from trainer.trial import Branch, Trial
 from trainer.weights.checkpoint_writer import checkpoint_path
-from trainer.weights.checkpoints import read_manifest, save_checkpoint
+from trainer.weights.checkpoints import read_manifest
 
 STEPS = 24
 CONFIG = TrialConfig(
@@ -41,58 +41,11 @@ CONFIG = TrialConfig(
     clipping=ClippingConfig(engine="book_keeping"),
 )
 BANDED = MechanismConfig(bands=4)
-TRUNCATED = MechanismConfig(truncated_batch_size=110, num_units=1437)
-CASES = {
-    **{name: {"optimizer": name} for name in get_args(OptimizerName)},
-    "banded": {"mechanism": BANDED},
-    "banded of unknown size": {"mechanism": BANDED, "neighboring_relation": "add_or_remove_one"},
-    "truncated": {"mechanism": TRUNCATED},
-    "full batch": {"sampling_prob": 1.0},
-    "quantile": {"clipping": ClippingConfig(mode="quantile", engine="book_keeping")},
-    "views": {"augmentation": AugmentationConfig(views=2, crop_padding=1)},
-    "streamed": {"data": DataConfig(name="digits", placement="streamed")},
-    "streamed and banded": {
-        "data": DataConfig(name="digits", placement="streamed"),
-        "mechanism": BANDED,
-    },
-}
 
 
 @pytest.fixture(scope="module")
 def data_home(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
-
-
-def nothing(step):
-    pass
-
-
-def bits(state):
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_a_resumed_trial_equals_one_that_was_never_interrupted(case, data_home, tmp_path):
-    config = dataclasses.replace(CONFIG, **CASES[case])
-    trial = Trial(config, data_home, devices.topology(1))
-    at = trial.start(None, tmp_path / "secrets")
-    # Where a program's calls begin and end must not matter either.
-    chosen = random.Random(case)
-    stops = sorted(chosen.sample(range(1, STEPS), 20))
-    for stop in stops:
-        at = trial.advance(at, stop, nothing)
-        save_checkpoint(tmp_path / str(stop), **trial.checkpoint(at))
-    want = bits(trial.advance(at, STEPS, nothing).state)
-    trial.close()
-
-    for stop in stops:
-        again = Trial(config, data_home, devices.topology(1))
-        resumed = again.start(tmp_path / str(stop), tmp_path / "secrets")
-        assert (resumed.branch, resumed.step) == (at.branch, stop)
-        got = again.advance(resumed, STEPS, nothing)
-        assert bits(got.state) == want
-        again.close()
 
 
 def interrupted(config, data_home, folder, reports=2):
@@ -247,4 +200,4 @@ def test_memory_too_short_for_a_branchs_microbatch_is_an_error(data_home, tmp_pa
 
     monkeypatch.setattr(trial.runner, "advance", full)
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        trial.advance(at, STEPS, nothing)
+        trial.advance(at, STEPS, lambda step: None)
