@@ -7,7 +7,7 @@ accountant before any of them runs.
 import dataclasses
 import itertools
 import math
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from trainer.config import (
     TrialConfig,
 )
 from trainer.config_sections import AugmentationConfig, AveragingConfig, MechanismConfig
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trainer.training.plan import Batches
 
 # Slowest first. Neighbours in the list differ in what is cheap to change: settings that share
 # a batch size share a compiled program and one reckoning of their privacy.
@@ -228,9 +232,12 @@ def expected_batch_size(
         spec: The specification.
         hyperparameters: One setting of `expand`.
         num_units: As in `public_num_units`.
+
+    Raises:
+        SpecError: As `sampling_prob`.
+        ValueError: Likewise.
     """
-    size = hyperparameters.expected_batch_size
-    return float(public_num_units(spec, num_units)) if size == FULL else float(size)
+    return _batches(spec, hyperparameters, num_units).expected_batch_size
 
 
 def sampling_prob(
@@ -247,9 +254,20 @@ def sampling_prob(
         SpecError: The expected batch is larger than the data set, or than a group of it.
         ValueError: `num_units` is missing.
     """
+    return _batches(spec, hyperparameters, num_units).sampling_prob
+
+
+def _batches(
+    spec: SweepSpec, hyperparameters: Hyperparameters, num_units: int | None
+) -> "Batches":
+    # SciPy, which reading a specification does without.
+    from trainer.training.plan import batches_of
+
     public, bands = public_num_units(spec, num_units), spec.mechanism.bands
-    batch = expected_batch_size(spec, hyperparameters, num_units)
-    if batch * bands > public:
+    batch = hyperparameters.expected_batch_size
+    try:
+        return batches_of(batch, public, bands)
+    except ConfigError as error:
         units = f"{public} {spec.privacy_unit}s of {spec.data.name} {spec.data.train_split}"
         whole = f"the {units}"
         if bands > 1:
@@ -258,8 +276,8 @@ def sampling_prob(
             f"expected_batch_size {batch:g} exceeds {whole}; allowed: at most "
             f"{public / bands:.10g}"
         )
-        raise SpecError([Problem(message=message, key_path="search_space.expected_batch_size")])
-    return batch * bands / public
+        problem = Problem(message=message, key_path="search_space.expected_batch_size")
+        raise SpecError([problem]) from error
 
 
 def data_config(spec: SweepSpec) -> DataConfig:

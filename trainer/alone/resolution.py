@@ -21,7 +21,7 @@ from trainer.alone.trial_file import CALIBRATED, FULL, TARGET, TrialFile
 from trainer.config import DataConfig, TrialConfig
 from trainer.data.datasets import DatasetInfo, describe
 from trainer.errors import CheckpointError, ConfigError, DatasetError
-from trainer.training.plan import evaluation_mechanism, mechanism_of
+from trainer.training.plan import batches_of, evaluation_mechanism, mechanism_of
 from trainer.weights.checkpoints import architecture
 from trainer.weights.initial_weights import check_initial_weights
 
@@ -139,17 +139,10 @@ def _add_from_units(fields: dict[str, Any], num_units: Callable[[], int]) -> Non
                 f"sampling_prob={fields['sampling_prob']!r}: allowed with expected_batch_size "
                 f"{FULL} is 1"
             )
-        fields["expected_batch_size"] = num_units() / bands
+        fields |= batches_of(FULL, num_units(), bands)._asdict()
     elif "sampling_prob" not in fields:
         number("expected_batch_size", size, low=0.0)
-        most = num_units() / bands
-        if size > most:
-            groups = f" in each of {bands} groups" if bands > 1 else ""
-            raise ConfigError(
-                f"expected_batch_size={size!r}: allowed is a number in (0, {most:g}], for so many "
-                f"units there are{groups}; or {FULL}"
-            )
-        fields["sampling_prob"] = size / most
+        fields |= batches_of(size, num_units(), bands)._asdict()
 
 
 def _refuse_what_needs_units(fields: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ With `quantile` clipping a step releases two noisy sums, of gradients and of a c
 
 import dataclasses
 import math
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -54,6 +55,47 @@ class TrainingPlan:
     grad_noise_multiplier: float
     count_noise_stddev: float | None
     learning_rate_factors: np.ndarray
+
+
+class Batches(NamedTuple):
+    """How large batches are, in two of `TrialConfig`'s numbers.
+
+    Attributes:
+        sampling_prob: Probability with which each unit of the step's group joins, in (0, 1].
+        expected_batch_size: The mean of their size, > 0, before any is truncated.
+    """
+
+    sampling_prob: float
+    expected_batch_size: float
+
+
+def batches_of(
+    expected_batch_size: float | Literal["full"], num_units: int, bands: int = 1
+) -> Batches:
+    """The batches of an expected size, where the number of units is public.
+
+    Where noise is banded a step draws from one of ``bands`` groups of ``num_units / bands`` units.
+    Truncation changes neither number: it is accounted for by itself.
+
+    Args:
+        expected_batch_size: > 0; or ``full``, all units of the step's group.
+        num_units: Public number of units, >= 1.
+        bands: Number of groups, >= 1.
+
+    Raises:
+        ConfigError: The size is more than the units of a group.
+    """
+    if expected_batch_size == "full":
+        return Batches(1.0, num_units / bands)
+    # In this order whole numbers are rounded once.
+    sampling_prob = expected_batch_size * bands / num_units
+    if sampling_prob > 1:
+        groups = f" in each of {bands} groups" if bands > 1 else ""
+        raise ConfigError(
+            f"expected_batch_size={expected_batch_size!r}: allowed is a number in (0, "
+            f"{num_units / bands:g}], for so many units there are{groups}; or full"
+        )
+    return Batches(sampling_prob, float(expected_batch_size))
 
 
 def make_plan(config: TrialConfig, num_units: int) -> TrainingPlan:
