@@ -14,7 +14,8 @@ SPEC = Path(__file__).parents[2] / "specs" / "digits_tuned.yaml"
 
 @pytest.mark.slow
 def test_tuned_digits_reach_93_percent(tmp_path):
-    # 0.970 in the mean of several, with a standard deviation of 0.004: one is enough to see it.
+    # 0.968 in the mean of five that differ in noise and initialisation, with a standard deviation
+    # of 0.008. The bar is 4.8 of these below, so a false alarm comes once in a million runs.
     spec = yaml.safe_load(SPEC.read_text())
     space = spec["search_space"]
     sampling_prob = space["expected_batch_size"] / 1437
