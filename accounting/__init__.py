@@ -17,7 +17,7 @@ Every cost returned is an upper bound on the true one; every error means "do not
 host with numpy, scipy, SQLAlchemy and dp-accounting, which is loaded when first needed.
 """
 
-from accounting.account import Account, BudgetTerms, Verdict
+from accounting.account import Account, Verdict
 from accounting.accountants import Accountant, epsilon, epsilon_of_list
 from accounting.calibration import (
     calibrate_expected_batch_size,
@@ -61,6 +61,7 @@ from accounting.policies import (
 )
 from accounting.renyi import best_rdp_order, default_rdp_order
 from accounting.selection import Distribution, Selection, selection_epsilon
+from accounting.terms import BudgetTerms
 
 __all__ = [
     "GUARANTEES",

@@ -159,6 +159,10 @@ class Mechanism:
         """
         return dataclasses.replace(self, iterations=iterations)
 
+    def repetitions_after(self, iterations: int) -> int:
+        """Returns how often `step` was composed after so many iterations, 0 included."""
+        return self.after(iterations).repetitions if iterations else 0
+
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the mechanism as an event of the accounting library."""
         import dp_accounting  # Costs about a second, so only on demand.

@@ -22,7 +22,7 @@ from typing import get_args
 import sqlalchemy as sa
 
 from accounting import _validate
-from accounting.account import Account, BudgetTerms, Spending
+from accounting.account import Account
 from accounting.database.connection import connect, reading, writing
 from accounting.database.schema import upgrade
 from accounting.errors import (
@@ -35,22 +35,22 @@ from accounting.errors import (
 from accounting.ledger import journal as journal_module
 from accounting.ledger.group_commit import GroupCommit
 from accounting.ledger.journal import Entry, Head, Inspected
-from accounting.ledger.records import Budget, Request, Reservation, ReservationState, budget_of
-from accounting.ledger.status import BudgetStatus, read_status
-from accounting.ledger.tables import SCHEMA, budgets, reservations
-from accounting.ledger.transaction import (
-    LedgerTransaction,
+from accounting.ledger.lookup import (
     budget_row,
-    check_call,
     find_reservation,
     load_account,
     read_shares,
 )
+from accounting.ledger.records import Budget, Request, Reservation, ReservationState, budget_of
+from accounting.ledger.status import BudgetStatus, read_status
+from accounting.ledger.tables import SCHEMA, budgets, reservations
+from accounting.ledger.transaction import LedgerTransaction, check_call
 from accounting.ledger.verification import Verification, verify
 from accounting.ledger.witness import Witness
 from accounting.mechanism import Mechanism, NeighboringRelation, PrivacyUnit
 from accounting.policies import Policy
 from accounting.renyi import step_rdp
+from accounting.terms import BudgetTerms, Spending
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _LEDGER_LOCK = 0x6470_7379  # any number that is ours alone

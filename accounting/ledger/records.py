@@ -9,11 +9,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from accounting import _validate
-from accounting.account import WHOLE, BudgetState, BudgetTerms, Spending, Verdict
+from accounting.account import WHOLE, Verdict
 from accounting.errors import BudgetExceeded, InvalidPrivacyParameter
 from accounting.mechanism import Mechanism, mechanism_from_json
 from accounting.policies import guarantee
 from accounting.selection import Selection, selection_from_json
+from accounting.terms import BudgetState, BudgetTerms, Spending
 
 ReservationState = Literal["open", "closed", "released", "refused"]
 

@@ -7,13 +7,14 @@ from typing import Any, get_args
 
 import sqlalchemy as sa
 
-from accounting.account import LIST_POLICIES, Account, BudgetTerms, Tally
+from accounting.account import Account, Tally
 from accounting.accountants import epsilon_of_list
 from accounting.errors import AccountingError
+from accounting.ledger.lookup import budget_row, load_account, read_shares
 from accounting.ledger.records import Budget, ReservationState, budget_of
 from accounting.ledger.tables import reservations
-from accounting.ledger.transaction import budget_row, load_account, read_shares
 from accounting.renyi import epsilon_of_rdp, parts_rdp
+from accounting.terms import LIST_POLICIES, BudgetTerms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ A refusal is an answer here, not an error, because it has to be committed with t
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from accounting import _validate
-from accounting.account import (
-    LIST_POLICIES,
-    WHOLE,
-    Account,
-    BudgetState,
-    BudgetTerms,
-    Spending,
-    Tally,
-    Verdict,
-)
+from accounting.account import WHOLE, Account, Tally, Verdict
 from accounting.errors import (
     BudgetExceeded,
     InvalidPrivacyParameter,
@@ -34,52 +24,25 @@ from accounting.errors import (
     LedgerTampered,
 )
 from accounting.ledger.journal import Head, Writer, canonical_json
+from accounting.ledger.lookup import (
+    account_of,
+    budget_row,
+    find_reservation,
+    find_reservations,
+    read_shares,
+)
 from accounting.ledger.records import (
     Budget,
     Request,
     Reservation,
     budget_of,
-    reservation_of,
-    spending_from_json,
     spending_to_json,
-    terms_of,
 )
-from accounting.ledger.tables import budgets, journal, reservations, shares, tallies
-from accounting.mechanism import Mechanism, step_from_key, step_key
-from accounting.selection import Selection
-
-# -- reading ----------------------------------------------------------------------------------
-
+from accounting.ledger.tables import budgets, reservations, shares, tallies
+from accounting.mechanism import Mechanism, step_key
+from accounting.terms import LIST_POLICIES, BudgetState, BudgetTerms, Spending
 
 # Built once: building a statement takes as long as running it.
-_LAST = sa.select(sa.func.max(journal.c.seq)).scalar_subquery()
-_BUDGET = sa.select(
-    budgets,
-    sa.exists().where(shares.c.budget == budgets.c.name).label("divided"),
-    # The journal's end, which whoever decides will need.
-    _LAST.label("last_seq"),
-    sa.select(journal.c.hash).where(journal.c.seq == _LAST).scalar_subquery().label("last_hash"),
-).where(budgets.c.name == sa.bindparam("name"))
-_SHARES = sa.select(shares.c.team, shares.c.millionths).where(
-    shares.c.budget == sa.bindparam("name")
-)
-_TALLIES = sa.select(
-    tallies.c.team, tallies.c.step_key, tallies.c.committed, tallies.c.charged
-).where(tallies.c.budget == sa.bindparam("name"))
-_SELECTIONS = (
-    sa.select(reservations.c.team, reservations.c.request, reservations.c.charged)
-    .where(
-        reservations.c.budget == sa.bindparam("name"),
-        reservations.c.state.in_(("open", "closed")),
-    )
-    .order_by(reservations.c.request_id)
-)
-_RESERVATION = sa.select(reservations).where(
-    reservations.c.request_id == sa.bindparam("request_id")
-)
-_RESERVATIONS = sa.select(reservations).where(
-    reservations.c.request_id.in_(sa.bindparam("request_ids", expanding=True))
-)
 _NEW_RESERVATION = reservations.insert()
 _CHANGED_RESERVATION = (
     reservations.update()
@@ -99,64 +62,6 @@ _COUNTED = (
     )
 )
 _NEW_TALLY = tallies.insert()
-_IDS_AT_A_TIME = 500  # SQLite takes so many values in one statement
-
-
-def budget_row(connection: sa.Connection, name: str) -> sa.Row[Any]:
-    """Returns a budget's row, with `divided`: whether teams have shares.
-
-    Raises:
-        InvalidPrivacyParameter: It cannot be the name of a budget.
-        LedgerError: There is no such budget.
-    """
-    name = _validate.name("budget", name)
-    row = connection.execute(_BUDGET, {"name": name}).one_or_none()
-    if row is None:
-        raise LedgerError(f"budget {name!r}: not in the ledger; see `dp-sweeps budget list`")
-    return row
-
-
-def read_shares(connection: sa.Connection, name: str) -> dict[str, int]:
-    """Returns the millionths of a budget by team."""
-    return {row.team: row.millionths for row in connection.execute(_SHARES, {"name": name})}
-
-
-def load_account(connection: sa.Connection, name: str) -> Account:
-    """Returns a budget with all that is taken from it.
-
-    Raises:
-        LedgerError: There is no such budget.
-    """
-    return _account_of(connection, budget_row(connection, name))
-
-
-def _account_of(connection: sa.Connection, row: sa.Row[Any]) -> Account:
-    name = row.name
-    divided = read_shares(connection, name) if row.divided else {}
-    account = Account(terms_of(row), state=row.state, shares=divided)
-    for team, key, committed, charged in connection.execute(_TALLIES, {"name": name}):
-        tally = account.tallies.setdefault(team, Tally())
-        step = step_from_key(key)
-        tally.committed[step] = committed
-        tally.charged[step] = charged
-        tally.begun |= charged > 0
-    if account.terms.policy == "private_selection":
-        for team, request, charged in connection.execute(_SELECTIONS, {"name": name}):
-            tally = account.tallies.setdefault(team, Tally())
-            selection = spending_from_json(json.loads(request))
-            assert isinstance(selection, Selection)
-            tally.selections.append(selection)
-            tally.begun |= charged > 0
-    return account
-
-
-def find_reservation(connection: sa.Connection, request_id: str) -> Reservation | None:
-    """Returns a reservation, or None where there is none of that name."""
-    row = connection.execute(_RESERVATION, {"request_id": request_id}).one_or_none()
-    return None if row is None else reservation_of(row)
-
-
-# -- changing ---------------------------------------------------------------------------------
 
 
 class LedgerTransaction:
@@ -194,11 +99,9 @@ class LedgerTransaction:
         if len(unknown) == 1:
             self._find(unknown[0])
             return
-        for start in range(0, len(unknown), _IDS_AT_A_TIME):
-            some = unknown[start : start + _IDS_AT_A_TIME]
-            self._found.update(dict.fromkeys(some))
-            for row in self.connection.execute(_RESERVATIONS, {"request_ids": some}):
-                self._found[row.request_id] = reservation_of(row)
+        self._found.update(dict.fromkeys(unknown))
+        for reservation in find_reservations(self.connection, unknown):
+            self._found[reservation.request_id] = reservation
 
     def _find(self, request_id: str) -> Reservation | None:
         if request_id in self._new:
@@ -214,7 +117,7 @@ class LedgerTransaction:
             if row.last_seq is None:
                 raise LedgerTampered(f"budget {name!r} is there, and the journal is empty")
             self.journal.begin(Head(row.last_seq, row.last_hash))
-            self._accounts[name] = row, _account_of(self.connection, row)
+            self._accounts[name] = row, account_of(self.connection, row)
         return self._accounts[name]
 
     def create_budget(
@@ -398,9 +301,8 @@ class LedgerTransaction:
         tally = account.tallies.setdefault(before.team, Tally())
         tally.begun = True
         if isinstance(before.mechanism, Mechanism):
-            gained = repetitions_after(before.mechanism, iterations) - repetitions_after(
-                before.mechanism, before.charged
-            )
+            repetitions_after = before.mechanism.repetitions_after
+            gained = repetitions_after(iterations) - repetitions_after(before.charged)
             key = step_key(before.mechanism.step)
             self._count(before.budget, before.team, key, 0, gained)
             tally.charged[before.mechanism.step] += gained
@@ -421,8 +323,8 @@ class LedgerTransaction:
         self.journal.append("settled", before.budget, facts)
         self._change(after)
         if isinstance(before.mechanism, Mechanism) and not keeps:
-            unused = before.mechanism.repetitions - repetitions_after(
-                before.mechanism, before.charged
+            unused = before.mechanism.repetitions - before.mechanism.repetitions_after(
+                before.charged
             )
             key = step_key(before.mechanism.step)
             self._count(before.budget, before.team, key, -unused, 0)
@@ -511,8 +413,3 @@ def _check_requests(
         raise InvalidPrivacyParameter(
             "dataset_fingerprint", dataset_fingerprint, f"{own!r}, as of the budget"
         )
-
-
-def repetitions_after(mechanism: Mechanism, iterations: int) -> int:
-    """Returns how often the step was composed after so many iterations, 0 included."""
-    return mechanism.after(iterations).repetitions if iterations else 0

@@ -16,13 +16,13 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from accounting.account import Spending
 from accounting.errors import DatabaseError, LedgerTampered
 from accounting.ledger.journal import GENESIS, Entry, Head, canonical_json, hash_at, read_entries
 from accounting.ledger.records import spending_from_json
 from accounting.ledger.tables import budgets, reservations, shares, tallies
 from accounting.ledger.witness import Witness
 from accounting.mechanism import Mechanism, step_key
+from accounting.terms import Spending
 
 _MAX_PROBLEMS = 100
 _LISTS = ("declared", "private_selection")
