@@ -5,13 +5,20 @@ beforehand what the ledger would decide. Deciding changes nothing; `Account.comm
 
 How each policy decides:
 
-    per_trial          epsilon of the trial by itself <= epsilon of the budget
+    per_trial          epsilon of the trial by itself, with what was spent before on the
+                       parameters that it starts from, <= epsilon of the budget
     declared           epsilon of the list so far, composed with the request, <= epsilon; the list
                        is closed when the first of it is charged, and what never ran is not
                        given back then: otherwise later entries could depend on earlier results
     open               Rényi divergence at the budget's one order, summed over all that is taken;
                        a valid filter under any adaptivity, so unused steps are given back
     private_selection  as declared, for a list of selections
+
+A trial that is to run longer asks for the whole of it, of which a part counts already: `per_trial`
+decides on the whole, the others on what it adds. Under `declared` a trial that was stopped may so
+go on up to what was declared, which was never given back, though its list is closed. What a trial
+goes on from is in the sum (`open`) or on the list (`declared`) already, and does not count again;
+where it is not, the trial is refused.
 
 A budget that is divided among teams holds each to its share: of the divergence (`open`), or of
 both epsilon and delta (`declared`, `private_selection`). Both add up to the whole by basic
@@ -26,14 +33,15 @@ References:
 
 import collections
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from accounting import _validate
 from accounting.accountants import epsilon_of_list, fits
 from accounting.errors import AccountingError, InvalidPrivacyParameter
-from accounting.mechanism import Mechanism, Step
+from accounting.mechanism import Mechanism, Step, composed
 from accounting.policies import check_per_trial, shown_epsilon
 from accounting.renyi import epsilon_of_rdp, parts_rdp, step_rdp
 from accounting.selection import Selection, selection_epsilon
@@ -41,6 +49,11 @@ from accounting.terms import LIST_POLICIES, BudgetState, BudgetTerms, Spending
 
 WHOLE = 1_000_000
 """Shares are counted in millionths, so that they add up exactly."""
+
+_NOT_COUNTED = (
+    "what was spent before on the parameters that the trial starts from does not count in this "
+    "budget, so what it promises would not hold for the trial"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +93,29 @@ class Verdict:
         """Returns the verdict that `to_json` wrote."""
         values: dict[str, Any] = {n: math.inf if v is None else v for n, v in data.items()}
         return cls(**values)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Something to be decided on, where it is not new or does not start from nothing.
+
+    Attributes:
+        spending: What is to be paid for; the whole of it.
+        committed: Iterations of it that count already.
+        prefix: What was spent before on the parameters that it starts from.
+    """
+
+    spending: Spending
+    committed: int = 0
+    prefix: tuple[Mechanism, ...] = ()
+
+    @functools.cached_property
+    def more(self) -> int:
+        """What it adds to what counts already: repetitions of its step; of a selection, 1."""
+        if isinstance(self.spending, Selection):
+            return 1
+        before = self.spending.repetitions_after(self.committed)
+        return max(0, self.spending.repetitions - before)
 
 
 class Tally:
@@ -139,7 +175,7 @@ class Account:
 
     # -- deciding -----------------------------------------------------------------------------
 
-    def decide(self, requests: Sequence[Spending], team: str = "") -> list[Verdict]:
+    def decide(self, requests: Sequence[Spending | Claim], team: str = "") -> list[Verdict]:
         """Decides on requests that are made together; changes nothing.
 
         Under `declared` and `private_selection` they are one list, admitted or refused as a
@@ -147,29 +183,32 @@ class Account:
         admitted included.
 
         Args:
-            requests: What is to be paid for; each suits the terms.
+            requests: What is to be paid for; each suits the terms. A `Claim` where a part of it
+                counts already, or it goes on from another trial.
             team: Who pays; "" where the budget is not divided.
 
         Returns:
             One verdict for each request. A cost that cannot be computed is a refusal.
         """
+        claims = [r if isinstance(r, Claim) else Claim(spending=r) for r in requests]
         try:
             match self.terms.policy:
                 case "per_trial":
-                    verdicts = [self._per_trial(request) for request in requests]
+                    verdicts = [self._per_trial(claim) for claim in claims]
                 case "open":
-                    verdicts = self._open(requests, team)
+                    verdicts = self._open(claims, team)
                 case "declared" | "private_selection":
-                    verdicts = [self._list(requests, team)] * len(requests)
+                    verdicts = [self._list(claims, team)] * len(claims)
         except (AccountingError, ArithmeticError, MemoryError) as error:
             reason = f"the privacy cost could not be computed: {error}"
-            verdicts = [self._refusal(reason)] * len(requests)
-        obstacle = self._obstacle(team)
+            verdicts = [self.refusal(reason)] * len(claims)
+        obstacle = self._obstacle(claims, team)
         if obstacle is None:
             return verdicts
         return [dataclasses.replace(v, admitted=False, reason=obstacle) for v in verdicts]
 
-    def _refusal(self, reason: str) -> Verdict:
+    def refusal(self, reason: str) -> Verdict:
+        """Returns a refusal of something whose cost does not matter or is not known."""
         is_open = self.terms.policy == "open"
         return Verdict(
             admitted=False,
@@ -182,7 +221,7 @@ class Account:
             epsilon=math.inf,
         )
 
-    def _obstacle(self, team: str) -> str | None:
+    def _obstacle(self, claims: Sequence[Claim], team: str) -> str | None:
         """What refuses every request, whatever it costs."""
         if self.state != "active":
             return f"the budget is {self.state}"
@@ -190,20 +229,34 @@ class Account:
             teams = ", ".join(sorted(self.shares))
             asked = f"team {team!r} has no share" if team else "no team is named"
             return f"the budget is divided among teams ({teams}) and {asked}"
-        sealed = self.tally(team).begun
-        if sealed and self.terms.policy in LIST_POLICIES:
+        if self.terms.policy not in LIST_POLICIES:
+            return None
+        if self.tally(team).begun and any(claim.more for claim in claims):
             return (
                 "the declared list was closed when the first of it was trained: a longer one "
                 "would depend on results; declare a new budget, or use the policy open"
             )
+        if self.terms.policy == "private_selection":
+            going_on = any(claim.prefix for claim in claims)
+            return "under private_selection no trial goes on from another" if going_on else None
+        if not any(claim.prefix for claim in claims):
+            return None
+        # Nothing has run when a list is made, so here it need not be spent yet, only listed.
+        listed = _together(tally.committed for tally in self.tallies.values())
+        trials = [claim.spending for claim in claims if isinstance(claim.spending, Mechanism)]
+        for trial, claim in zip(trials, claims, strict=True):
+            listed[trial.step] += claim.more
+        for trial, claim in zip(trials, claims, strict=True):
+            if claim.prefix and not _holds(listed, (*claim.prefix, trial)):
+                return _NOT_COUNTED
         return None
 
     def _share(self, team: str) -> float:
         return self.fractions.get(team, 0.0) if self.shares else 1.0
 
-    def _per_trial(self, request: Spending) -> Verdict:
-        assert isinstance(request, Mechanism)
-        decision = check_per_trial(request, self.terms)
+    def _per_trial(self, claim: Claim) -> Verdict:
+        assert isinstance(claim.spending, Mechanism)
+        decision = check_per_trial(claim.spending, self.terms, prefix=claim.prefix)
         return Verdict(
             admitted=decision.admitted,
             reason=decision.reason,
@@ -217,7 +270,7 @@ class Account:
 
     # -- open ---------------------------------------------------------------------------------
 
-    def _open(self, requests: Sequence[Spending], team: str) -> list[Verdict]:
+    def _open(self, claims: Sequence[Claim], team: str) -> list[Verdict]:
         terms, tally = self.terms, self.tally(team)
         limit = terms.rdp_limit * self._share(team)
         spent = parts_rdp(tally.charged, terms.order)
@@ -226,22 +279,24 @@ class Account:
         limit = min(limit, terms.rdp_limit - others)
         verdicts: list[Verdict] = []
         more: collections.Counter[Step] = collections.Counter()
-        for request in requests:
-            assert isinstance(request, Mechanism)
-            count = self._count(request.step) + more[request.step] + request.repetitions
-            if count > _validate.MAX_ITERATIONS:
-                verdicts.append(
-                    self._refusal(f"more than {_validate.MAX_ITERATIONS:.0e} of one step")
-                )
+        for claim in claims:
+            assert isinstance(claim.spending, Mechanism)
+            step = claim.spending.step
+            if self._count(step) + more[step] + claim.more > _validate.MAX_ITERATIONS:
+                reason = f"more than {_validate.MAX_ITERATIONS:.0e} of one step"
+                verdicts.append(self.refusal(reason))
                 continue
-            requested = request.repetitions * step_rdp(request.step, terms.order)
+            if claim.prefix and not _holds(self._charged(), claim.prefix):
+                verdicts.append(self.refusal(_NOT_COUNTED))
+                continue
+            requested = claim.more * step_rdp(step, terms.order)
             after = (taken + requested) * (1 + 1e-15)  # rounded up, however many are added
-            admitted = after <= limit
+            admitted = after <= limit or not claim.more
             total = epsilon_of_rdp(others + after, terms.delta, terms.order)
             if admitted:
                 reason = f"epsilon {shown_epsilon(total)} of {terms.epsilon:.10g} is then taken"
             else:
-                reason = self._why_not_open(request, limit - taken, requested, total)
+                reason = self._why_not_open(claim, limit - taken, requested, total)
             verdicts.append(
                 Verdict(
                     admitted=admitted,
@@ -256,12 +311,16 @@ class Account:
             )
             if admitted:
                 taken = after
-                more[request.step] += request.repetitions
+                more[step] += claim.more
         return verdicts
 
     def _count(self, step: Step) -> int:
         """How often a step is taken, by all teams."""
         return sum(tally.committed[step] for tally in self.tallies.values())
+
+    def _charged(self) -> collections.Counter[Step]:
+        """How often each step has run, for all teams."""
+        return _together(tally.charged for tally in self.tallies.values())
 
     def rdp_of_others(self, team: str) -> float:
         """Rényi divergence taken by all teams but one; under `open`."""
@@ -271,23 +330,25 @@ class Account:
             if name != team
         )
 
-    def _why_not_open(
-        self, request: Mechanism, free: float, requested: float, total: float
-    ) -> str:
-        terms = self.terms
+    def _why_not_open(self, claim: Claim, free: float, requested: float, total: float) -> str:
+        terms, mechanism = self.terms, claim.spending
+        assert isinstance(mechanism, Mechanism)
+        more = " more" if claim.committed else ""
         whose = "the team's share" if self.shares else "the budget"
         reason = (
-            f"the trial needs {requested:.4g} of Rényi divergence (order {terms.order:.4g}) and "
-            f"{max(0.0, free):.4g} of {whose} is free"
+            f"the trial needs {requested:.4g}{more} of Rényi divergence (order {terms.order:.4g}) "
+            f"and {max(0.0, free):.4g} of {whose} is free"
         )
         if not self.shares:
             reason = (
                 f"epsilon {shown_epsilon(total)} would be taken of {terms.epsilon:.10g} at delta "
                 f"{terms.delta:g}: {reason}"
             )
-        repetitions = math.floor(max(0.0, free) / step_rdp(request.step, terms.order) * (1 - 1e-9))
-        iterations = repetitions * (request.iterations // request.repetitions)
-        if iterations:
+        one = step_rdp(mechanism.step, terms.order)
+        repetitions = math.floor(max(0.0, free) / one * (1 - 1e-9))
+        repetitions += mechanism.repetitions_after(claim.committed)
+        iterations = repetitions * (mechanism.iterations // mechanism.repetitions)
+        if iterations > claim.committed:
             reason += f"; iterations <= {iterations} would fit"
         return reason
 
@@ -297,25 +358,26 @@ class Account:
         share = self._share(team)
         return self.terms.epsilon * share, self.terms.delta * share
 
-    def cost(self, tally: Tally, requests: Sequence[Spending], delta: float) -> float:
-        """Epsilon of a tally's list with requests added; for `declared`, `private_selection`."""
-        mechanisms = [r for r in requests if isinstance(r, Mechanism)]
+    def cost(self, tally: Tally, claims: Sequence[Claim], delta: float) -> float:
+        """Epsilon of a tally's list with claims added; for `declared`, `private_selection`."""
         if self.terms.policy == "declared":
             parts = collections.Counter(tally.committed)
-            for mechanism in mechanisms:
-                parts[mechanism.step] += mechanism.repetitions
+            for claim in claims:
+                if isinstance(claim.spending, Mechanism):
+                    parts[claim.spending.step] += claim.more
             return epsilon_of_list(+parts, delta=delta)
-        selections = [*tally.selections, *(r for r in requests if isinstance(r, Selection))]
+        added = [c.spending for c in claims if isinstance(c.spending, Selection)]
+        selections = [*tally.selections, *added]
         return selection_epsilon(selections, delta=delta) if selections else 0.0
 
-    def _list(self, requests: Sequence[Spending], team: str) -> Verdict:
+    def _list(self, claims: Sequence[Claim], team: str) -> Verdict:
         tally = self.tally(team)
         limit, delta = self._limits(team)
         if limit == 0:
-            return self._refusal("the team's share is 0")
+            return self.refusal("the team's share is 0")
         before = self.cost(tally, (), delta)
-        after = self.cost(tally, requests, delta)
-        admitted = after <= limit
+        after = self.cost(tally, claims, delta)
+        admitted = after <= limit or not any(claim.more for claim in claims)
         of = f"{limit:.10g} at delta {delta:g}"
         listed = (
             f"the declared list costs epsilon {shown_epsilon(after)}"
@@ -323,9 +385,9 @@ class Account:
             else f"selection costs epsilon {shown_epsilon(after)}"
         )
         reason = f"{listed}, within {of}" if admitted else f"{listed}, which exceeds {of}"
-        if not admitted and len(requests) > 1:
-            first = self._longest_prefix(requests, tally, limit, delta)
-            reason += f"; the first {first} of {len(requests)} would fit" if first else ""
+        if not admitted and len(claims) > 1:
+            first = self._how_many_fit(claims, tally, limit, delta)
+            reason += f"; the first {first} of {len(claims)} would fit" if first else ""
         return Verdict(
             admitted=admitted,
             reason=reason,
@@ -337,13 +399,13 @@ class Account:
             epsilon=after,
         )
 
-    def _longest_prefix(
-        self, requests: Sequence[Spending], tally: Tally, limit: float, delta: float
+    def _how_many_fit(
+        self, claims: Sequence[Claim], tally: Tally, limit: float, delta: float
     ) -> int:
-        fits, too_long = 0, len(requests)
+        fits, too_long = 0, len(claims)
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
-            if self.cost(tally, requests[:middle], delta) <= limit:
+            if self.cost(tally, claims[:middle], delta) <= limit:
                 fits = middle
             else:
                 too_long = middle
@@ -351,13 +413,14 @@ class Account:
 
     # -- changing -----------------------------------------------------------------------------
 
-    def commit(self, request: Spending, team: str = "") -> None:
+    def commit(self, request: Spending | Claim, team: str = "") -> None:
         """Takes what a request asks for; the caller has seen it admitted."""
+        claim = request if isinstance(request, Claim) else Claim(spending=request)
         tally = self.tallies.setdefault(team, Tally())
-        if isinstance(request, Mechanism):
-            tally.committed[request.step] += request.repetitions
+        if isinstance(claim.spending, Mechanism):
+            tally.committed[claim.spending.step] += claim.more
         else:
-            tally.selections.append(request)
+            tally.selections.append(claim.spending)
 
     def check_share(self, team: str, millionths: int) -> None:
         """Checks that a team may be given a share, in the place of the one that it has.
@@ -444,3 +507,15 @@ class Account:
             return parts_rdp(parts, self.terms.order) * (1 + copies * 1e-15) <= limit
         limit, delta = self._limits(team)
         return fits(+parts, epsilon=limit, delta=delta)
+
+
+def _together(counters: Iterable[collections.Counter[Step]]) -> collections.Counter[Step]:
+    whole: collections.Counter[Step] = collections.Counter()
+    for counter in counters:
+        whole.update(counter)
+    return whole
+
+
+def _holds(counts: Mapping[Step, int], mechanisms: Sequence[Mechanism]) -> bool:
+    """Whether all steps of several mechanisms are among what counts."""
+    return all(counts.get(step, 0) >= count for step, count in composed(mechanisms).items())

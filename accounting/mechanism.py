@@ -18,10 +18,11 @@ else: two mechanisms with equal steps draw on the same curve, whatever they are 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from accounting import _validate
@@ -146,7 +147,7 @@ class Mechanism:
     @property
     def repetitions(self) -> int:
         """How often `step` is composed."""
-        return self.iterations
+        return self.repetitions_after(self.iterations)
 
     def after(self, iterations: int) -> Self:
         """Returns the same mechanism run another number of times.
@@ -160,8 +161,8 @@ class Mechanism:
         return dataclasses.replace(self, iterations=iterations)
 
     def repetitions_after(self, iterations: int) -> int:
-        """Returns how often `step` was composed after so many iterations, 0 included."""
-        return self.after(iterations).repetitions if iterations else 0
+        """Returns how often `step` is composed after so many iterations, 0 included."""
+        return iterations
 
     def dp_event(self) -> dp_accounting.DpEvent:
         """Returns the mechanism as an event of the accounting library."""
@@ -310,10 +311,9 @@ class BandedMatrixFactorizationMechanism(Mechanism):
         super().__post_init__()
         self._set("bands", _validate.count)
 
-    @property
-    def repetitions(self) -> int:
-        """How often `step` is composed."""
-        return -(-self.iterations // self.bands)
+    def repetitions_after(self, iterations: int) -> int:
+        """Returns how often `step` is composed after so many iterations, 0 included."""
+        return -(-iterations // self.bands)
 
 
 _KINDS: dict[str, type[Mechanism]] = {
@@ -338,6 +338,14 @@ def mechanism_from_json(data: Mapping[str, Any]) -> Mechanism:
         return kind(**fields)
     except TypeError as error:
         raise InvalidPrivacyParameter("mechanism", fields, f"the fields of {kind.kind}") from error
+
+
+def composed(mechanisms: Iterable[Mechanism]) -> collections.Counter[Step]:
+    """Returns how often each step is composed by several mechanisms together."""
+    counts: collections.Counter[Step] = collections.Counter()
+    for mechanism in mechanisms:
+        counts[mechanism.step] += mechanism.repetitions
+    return counts
 
 
 @functools.lru_cache(maxsize=65536)

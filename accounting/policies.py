@@ -13,10 +13,11 @@ A decision fails closed: whatever goes wrong while the cost is computed means "n
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
 from accounting import _validate
-from accounting.accountants import Accountant, epsilon
+from accounting.accountants import Accountant, epsilon, epsilon_of_list
 from accounting.errors import InvalidPrivacyParameter
 from accounting.hints import what_would_fit
 from accounting.mechanism import (
@@ -25,6 +26,7 @@ from accounting.mechanism import (
     Mechanism,
     NeighboringRelation,
     PrivacyUnit,
+    composed,
 )
 
 Policy = Literal["per_trial", "declared", "open", "private_selection"]
@@ -119,13 +121,18 @@ class Decision:
 
 
 def check_per_trial(
-    mechanism: Mechanism, budget: PrivacyBudget, *, accountant: Accountant = "pld"
+    mechanism: Mechanism,
+    budget: PrivacyBudget,
+    *,
+    prefix: Sequence[Mechanism] = (),
+    accountant: Accountant = "pld",
 ) -> Decision:
     """Decides whether one trial by itself stays within the budget.
 
     Args:
         mechanism: What the trial would run, for all its iterations.
         budget: What each trial may spend.
+        prefix: What was spent before on the parameters that the trial starts from; it counts.
         accountant: See `accounting.epsilon`.
 
     Returns:
@@ -138,7 +145,7 @@ def check_per_trial(
     if not isinstance(budget, PrivacyBudget):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidPrivacyParameter("budget", budget, "a PrivacyBudget")
     try:
-        spent = epsilon(mechanism, delta=budget.delta, accountant=accountant)
+        spent = _epsilon(prefix, mechanism, budget, accountant)
     except Exception as error:  # Whatever it is, the cost is unknown.
         reason = f"the privacy cost could not be computed: {error}"
         return Decision(admitted=False, epsilon=math.inf, delta=budget.delta, reason=reason)
@@ -146,11 +153,15 @@ def check_per_trial(
         reason = "the privacy cost could not be computed: the accountant answered NaN"
         return Decision(admitted=False, epsilon=math.inf, delta=budget.delta, reason=reason)
     limit = f"the budget of {budget.epsilon:.10g} at delta {budget.delta:g}"
+    cost = f"epsilon {shown_epsilon(spent)}"
+    if prefix:
+        cost += ", with what was spent before on the parameters that the trial starts from,"
     if spent <= budget.epsilon:
-        reason = f"epsilon {shown_epsilon(spent)} is within {limit}"
+        reason = f"{cost} is within {limit}"
         return Decision(admitted=True, epsilon=spent, delta=budget.delta, reason=reason)
-    hint = _what_would_fit(mechanism, budget, accountant)
-    reason = f"epsilon {shown_epsilon(spent)} exceeds {limit}{hint}"
+    # What would fit is computed for a trial that starts from nothing.
+    hint = "" if prefix else _what_would_fit(mechanism, budget, accountant)
+    reason = f"{cost} exceeds {limit}{hint}"
     return Decision(admitted=False, epsilon=spent, delta=budget.delta, reason=reason)
 
 
@@ -196,6 +207,15 @@ def shown_epsilon(epsilon: float) -> str:
     epsilon = max(epsilon, 1e-300)  # below, the digits run out
     unit = 10.0 ** (math.floor(math.log10(epsilon)) - 3)
     return f"{math.ceil(epsilon / unit - 1e-9) * unit:.4g}"
+
+
+def _epsilon(
+    prefix: Sequence[Mechanism], mechanism: Mechanism, budget: PrivacyBudget, how: Accountant
+) -> float:
+    if not prefix:
+        return epsilon(mechanism, delta=budget.delta, accountant=how)
+    parts = composed([*prefix, mechanism])
+    return epsilon_of_list(parts, delta=budget.delta, accountant=how)
 
 
 def _what_would_fit(mechanism: Mechanism, budget: PrivacyBudget, how: Accountant) -> str:

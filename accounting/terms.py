@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 from accounting import _validate
@@ -76,12 +77,17 @@ class BudgetTerms(PrivacyBudget):
         """The Rényi divergence that an `open` budget holds."""
         return rdp_limit(self.epsilon, self.delta, self.order)
 
-    def check_suits(self, spending: object) -> Spending:
+    def check_suits(self, spending: object, prefix: Sequence[Mechanism] = ()) -> Spending:
         """Returns what is to be paid for, if this budget can pay for such things at all.
+
+        Args:
+            spending: What is to be paid for.
+            prefix: What was spent before on the parameters that it starts from.
 
         Raises:
             InvalidPrivacyParameter: It is neither a mechanism nor a selection, not the one that
-                the policy takes, or of another neighbouring relation or privacy unit.
+                the policy takes, or it or the prefix is of another neighbouring relation or
+                privacy unit.
         """
         wanted = Selection if self.policy == "private_selection" else Mechanism
         if not isinstance(spending, wanted):
@@ -90,7 +96,9 @@ class BudgetTerms(PrivacyBudget):
             )
         one = spending.candidates[0] if isinstance(spending, Selection) else spending
         for field in ("neighboring_relation", "privacy_unit"):
-            given, own = getattr(one, field), getattr(self, field)
-            if given != own:
-                raise InvalidPrivacyParameter(field, given, f"{own!r}, as of the budget")
+            own = getattr(self, field)
+            for mechanism in (one, *prefix):
+                given = getattr(mechanism, field)
+                if given != own:
+                    raise InvalidPrivacyParameter(field, given, f"{own!r}, as of the budget")
         return spending

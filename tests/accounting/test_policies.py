@@ -41,6 +41,20 @@ def test_the_edge_is_inclusive() -> None:
     assert not check_per_trial(MECHANISM, PrivacyBudget(epsilon=below, delta=1e-5)).admitted
 
 
+def test_what_a_trial_goes_on_from_counts():
+    budget = PrivacyBudget(epsilon=1e6, delta=1e-5)
+    half = MECHANISM.after(MECHANISM.iterations // 2)
+    rest = MECHANISM.after(MECHANISM.iterations - half.iterations)
+    decision = check_per_trial(rest, budget, prefix=(half,))
+    assert decision.epsilon == epsilon(MECHANISM, delta=1e-5)
+    assert "what was spent before" in decision.reason
+    tight = PrivacyBudget(epsilon=math.nextafter(decision.epsilon, 0), delta=1e-5)
+    refused = check_per_trial(rest, tight, prefix=(half,))
+    assert not refused.admitted
+    assert "would fit" not in refused.reason
+    assert not check_per_trial(rest, budget, prefix=(None,)).admitted  # pyright: ignore
+
+
 @pytest.mark.slow
 def test_hints_hold() -> None:
     budget = PrivacyBudget(epsilon=1.0, delta=1e-5)
