@@ -6,6 +6,7 @@
     ledger.reserve("scans", mechanism, request_id="trial-1")   # or raises BudgetExceeded
     ledger.charge("trial-1", 100)       # before anything of the first 100 steps is seen
     ledger.settle("trial-1")            # what never ran is free again
+    ledger.extend("trial-1", 500)       # taken up again, if there is room for the rest
 
 Every decision is one transaction under one lock, so two writers cannot both take the last of a
 budget. Every method may be called again with the same arguments, after a crash for instance: it
@@ -22,7 +23,7 @@ from typing import get_args
 import sqlalchemy as sa
 
 from accounting import _validate
-from accounting.account import Account
+from accounting.account import Account, Claim
 from accounting.database.connection import connect, reading, writing
 from accounting.database.schema import upgrade
 from accounting.errors import (
@@ -275,6 +276,7 @@ class Ledger:
         mechanism: Spending,
         *,
         request_id: str,
+        prefix: tuple[Mechanism, ...] = (),
         team: str = "",
         dataset_fingerprint: str | None = None,
     ) -> Reservation:
@@ -285,6 +287,8 @@ class Ledger:
             mechanism: What would run: a `Mechanism`; a `Selection` under `private_selection`.
             request_id: The caller's name for it, unique in the ledger. Repeated with the same
                 request it gives the same answer.
+            prefix: What was spent before on the parameters that the trial starts from; see
+                `Request`.
             team: Who pays, where the budget is divided.
             dataset_fingerprint: What would be trained on; None does not check.
 
@@ -298,7 +302,7 @@ class Ledger:
         """
         (answer,) = self.reserve_together(
             budget,
-            [Request(request_id=request_id, mechanism=mechanism)],
+            [Request(request_id=request_id, mechanism=mechanism, prefix=prefix)],
             team=team,
             dataset_fingerprint=dataset_fingerprint,
         )
@@ -327,7 +331,7 @@ class Ledger:
             LedgerError: There is no such budget, or an id stands for another request.
         """
         check_call(budget, requests, team, dataset_fingerprint)
-        self._reckon_beforehand(budget, requests, team)
+        self._reckon_beforehand(budget, [request.claim for request in requests], team)
         return self._group.run(
             lambda transaction: transaction.reserve(
                 budget, requests, team=team, dataset_fingerprint=dataset_fingerprint
@@ -335,7 +339,7 @@ class Ledger:
             [request.request_id for request in requests],
         )
 
-    def _reckon_beforehand(self, budget: str, requests: Sequence[Request], team: str) -> None:
+    def _reckon_beforehand(self, budget: str, claims: Sequence[Claim], team: str) -> None:
         """Computes outside the lock what the decision will look up, so that nobody waits.
 
         What it finds is not used: between here and there somebody else may reserve.
@@ -345,16 +349,55 @@ class Ledger:
         if account is not None:
             terms = self._terms[budget] = account.terms
         assert terms is not None
-        for request in requests:
-            terms.check_suits(request.mechanism)
+        for claim in claims:
+            terms.check_suits(claim.spending, claim.prefix)
         if terms.policy != "open":
             assert account is not None
-            account.decide([request.mechanism for request in requests], team)
+            account.decide(claims, team)
             return
-        mechanisms = [r.mechanism for r in requests if isinstance(r.mechanism, Mechanism)]
+        mechanisms = [c.spending for c in claims if isinstance(c.spending, Mechanism)]
         with contextlib.suppress(AccountingError):  # The decision will meet it again.
             for step in {mechanism.step for mechanism in mechanisms}:
                 step_rdp(step, terms.order)
+
+    def extend(self, request_id: str, iterations: int) -> Reservation:
+        """Has a reservation cover so many iterations, and opens it again if it was settled.
+
+        For a trial that was stopped and is taken up again, that is to run longer than it was
+        meant to, or that has to repeat steps after a crash and pays for them. `per_trial` decides
+        on all iterations, the other policies on those that do not count already. Nothing is
+        added to a list that has begun: under `declared` a stopped trial may go on, for free, up
+        to what was declared, and a private selection cannot be extended.
+
+        Args:
+            request_id: Of a reservation of a mechanism, in any state but "refused".
+            iterations: How many may run in all, those that were charged included.
+
+        Returns:
+            The reservation: open, of `iterations` iterations; unchanged, where it is open and
+            covers so many.
+
+        Raises:
+            BudgetExceeded: It does not fit, the policy does not allow it, or the budget is frozen
+                or retired. The journal says why; the reservation stays as it was.
+            InvalidPrivacyParameter: `iterations` is not an integer from 1 to 1e12, or less than
+                what is charged.
+            LedgerError: There is no such reservation, or it was refused.
+        """
+        name = _validate.name("request_id", request_id)
+        self._reckon_extension(name, iterations)
+        answer = self._group.run(lambda transaction: transaction.extend(name, iterations), [name])
+        if isinstance(answer, BudgetExceeded):
+            raise answer
+        return answer
+
+    def _reckon_extension(self, request_id: str, iterations: int) -> None:
+        """As `_reckon_beforehand`; whatever is wrong, the decision will meet again."""
+        with contextlib.suppress(InvalidPrivacyParameter, LedgerError):
+            found = self.reservation(request_id)
+            claim = found.claim(iterations)
+            if found.state != "refused" and claim.spending != found.mechanism:
+                self._reckon_beforehand(found.budget, [claim], found.team)
 
     def charge(self, request_id: str, iterations: int) -> Reservation:
         """Makes it durable that so many iterations have run. Nothing of them may be seen before.

@@ -1,6 +1,5 @@
 """Budgets, their accounts and reservations, looked up in the database."""
 
-import json
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import sqlalchemy as sa
 from accounting import _validate
 from accounting.account import Account, Tally
 from accounting.errors import LedgerError
-from accounting.ledger.records import Reservation, reservation_of, spending_from_json, terms_of
+from accounting.ledger.records import Reservation, request_from_text, reservation_of, terms_of
 from accounting.ledger.tables import budgets, journal, reservations, shares, tallies
 from accounting.mechanism import step_from_key
 from accounting.selection import Selection
@@ -88,7 +87,7 @@ def account_of(connection: sa.Connection, row: sa.Row[Any]) -> Account:
     if account.terms.policy == "private_selection":
         for team, request, charged in connection.execute(_SELECTIONS, {"name": name}):
             tally = account.tallies.setdefault(team, Tally())
-            selection = spending_from_json(json.loads(request))
+            selection, _ = request_from_text(request)
             assert isinstance(selection, Selection)
             tally.selections.append(selection)
             tally.begun |= charged > 0

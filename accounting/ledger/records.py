@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import sqlalchemy as sa
 
 from accounting import _validate
-from accounting.account import WHOLE, Verdict
+from accounting.account import WHOLE, Claim, Verdict
 from accounting.errors import BudgetExceeded, InvalidPrivacyParameter
 from accounting.mechanism import Mechanism, mechanism_from_json
 from accounting.policies import guarantee
@@ -78,6 +78,9 @@ class Request:
     Attributes:
         request_id: Names the request; repeated, it gets the same answer and costs nothing.
         mechanism: What would run: a mechanism, or a `Selection` under `private_selection`.
+        prefix: What was spent before on the parameters that the trial starts from, where it goes
+            on from another: that one's steps so far, and whatever that one went on from. Under
+            `per_trial` it counts as a list fixed beforehand does: see `docs/privacy.md`.
 
     Raises:
         InvalidPrivacyParameter: A field is of the wrong type.
@@ -85,6 +88,7 @@ class Request:
 
     request_id: str
     mechanism: Spending
+    prefix: tuple[Mechanism, ...] = ()
 
     def __post_init__(self) -> None:
         _validate.name("request_id", self.request_id)
@@ -92,6 +96,13 @@ class Request:
             raise InvalidPrivacyParameter(
                 "mechanism", self.mechanism, "a Mechanism or a Selection"
             )
+        if not _is_prefix(self.prefix):
+            raise InvalidPrivacyParameter("prefix", self.prefix, "a tuple of Mechanism")
+
+    @property
+    def claim(self) -> Claim:
+        """What is to be decided on."""
+        return Claim(spending=self.mechanism, prefix=self.prefix)
 
     @property
     def size(self) -> int:
@@ -99,36 +110,72 @@ class Request:
         return self.mechanism.iterations if isinstance(self.mechanism, Mechanism) else 1
 
 
+def _is_prefix(value: object) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(one, Mechanism) for one in cast("tuple[object, ...]", value)
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reservation:
     """A decision, and what became of it.
 
     Attributes:
-        request_id: The caller's name for it.
+        request: What was asked for at first; it may have been extended since.
         budget: Name of the budget.
         team: Who pays; "" where the budget is not divided.
-        mechanism: What was asked for.
         state: "open"; "closed"; "released" (nothing of it ever ran, and all of it was given
             back); or "refused".
-        reserved: Iterations; of a selection, 1.
+        reserved: Iterations that may run in all; of a selection, 1.
         charged: High-water mark of iterations that may have been seen.
-        verdict: Why, with the numbers.
+        committed: Iterations that count against the budget: those reserved while it is open, and
+            those charged after it. Of a list that was begun nothing is given back, so there it
+            is the most that was ever reserved.
+        verdict: Why, with the numbers: of the newest extension that was admitted, else of the
+            request.
     """
 
-    request_id: str
+    request: Request
     budget: str
     team: str
-    mechanism: Spending
     state: ReservationState
     reserved: int
     charged: int
+    committed: int
     verdict: Verdict
+
+    @property
+    def request_id(self) -> str:
+        """The caller's name for it."""
+        return self.request.request_id
+
+    @functools.cached_property
+    def mechanism(self) -> Spending:
+        """What may run; of a refused one, what was asked for."""
+        asked = self.request.mechanism
+        if self.state == "refused" or self.reserved == self.request.size:
+            return asked
+        assert isinstance(asked, Mechanism)  # A selection is never extended.
+        return asked.after(self.reserved)
+
+    def claim(self, iterations: int) -> Claim:
+        """What has to be decided where so many iterations are to run in all.
+
+        Raises:
+            InvalidPrivacyParameter: It is not of a mechanism, or `iterations` is no such number.
+        """
+        if not isinstance(self.mechanism, Mechanism):
+            raise InvalidPrivacyParameter("mechanism", self.mechanism, "a Mechanism")
+        return Claim(
+            spending=self.mechanism.after(iterations),
+            committed=self.committed,
+            prefix=self.request.prefix,
+        )
 
     @property
     def refusal(self) -> BudgetExceeded:
         """The error that tells of the refusal."""
-        v = self.verdict
-        return BudgetExceeded(v.reason, v.requested, v.spent, v.reserved, v.limit, v.unit)
+        return refusal_of(self.verdict)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON data."""
@@ -136,25 +183,45 @@ class Reservation:
             "request_id": self.request_id,
             "budget": self.budget,
             "team": self.team,
-            "mechanism": spending_to_json(self.mechanism),
+            "mechanism": self.mechanism.to_json(),
+            "prefix": [one.to_json() for one in self.request.prefix],
             "state": self.state,
             "reserved": self.reserved,
             "charged": self.charged,
+            "committed": self.committed,
             "verdict": self.verdict.to_json(),
         }
 
 
+def refusal_of(verdict: Verdict) -> BudgetExceeded:
+    """Returns the error that tells of a refusal."""
+    v = verdict
+    return BudgetExceeded(v.reason, v.requested, v.spent, v.reserved, v.limit, v.unit)
+
+
 @functools.lru_cache(maxsize=4096)
-def spending_to_json(spending: Spending) -> dict[str, Any]:
-    """Returns plain JSON data, for `spending_from_json`; shared, so not to be changed."""
-    return spending.to_json()
+def request_to_json(mechanism: Spending, prefix: tuple[Mechanism, ...]) -> dict[str, Any]:
+    """Returns what was asked for as plain JSON data; shared, so not to be changed.
+
+    It is the mechanism or the selection, with a key ``prefix`` where there is one.
+    """
+    data = mechanism.to_json()
+    return {**data, "prefix": [one.to_json() for one in prefix]} if prefix else data
 
 
-def spending_from_json(data: Mapping[str, Any]) -> Spending:
-    """Returns the mechanism or selection that `spending_to_json` wrote."""
-    if "candidates" in data:
-        return selection_from_json(data)
-    return mechanism_from_json(data)
+@functools.lru_cache(maxsize=4096)
+def request_from_text(text: str) -> tuple[Spending, tuple[Mechanism, ...]]:
+    """Returns the mechanism or selection, and the prefix, whose JSON this is.
+
+    Raises:
+        InvalidPrivacyParameter: A field is unknown, missing or not allowed.
+        ValueError: It is no JSON.
+    """
+    fields: dict[str, Any] = dict(json.loads(text))
+    prefix = tuple(mechanism_from_json(one) for one in fields.pop("prefix", ()))
+    if "candidates" in fields:
+        return selection_from_json(fields), prefix
+    return mechanism_from_json(fields), prefix
 
 
 def budget_of(row: sa.Row[Any], shares: Mapping[str, int]) -> Budget:
@@ -184,13 +251,14 @@ def _terms(*values: Any) -> BudgetTerms:
 
 def reservation_of(row: sa.Row[Any]) -> Reservation:
     """Returns a row of the table of reservations as a value."""
+    mechanism, prefix = request_from_text(row.request)
     return Reservation(
-        request_id=row.request_id,
+        request=Request(request_id=row.request_id, mechanism=mechanism, prefix=prefix),
         budget=row.budget,
         team=row.team,
-        mechanism=spending_from_json(json.loads(row.request)),
         state=row.state,
         reserved=row.reserved,
         charged=row.charged,
+        committed=row.committed,
         verdict=Verdict.from_json(json.loads(row.verdict)),
     )

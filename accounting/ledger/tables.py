@@ -57,11 +57,14 @@ reservations = sa.Table(
     ),
     sa.Column("team", sa.String(160), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
-    # Canonical JSON of the mechanism or selection, and of the verdict on it.
+    # Canonical JSON: of the mechanism or selection that was asked for at first and of what it
+    # goes on from, and of the verdict on it or on its newest extension.
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("verdict", sa.Text, nullable=False),
     sa.Column("reserved", sa.BigInteger, nullable=False),
     sa.Column("charged", sa.BigInteger, nullable=False),
+    # Iterations of it that the tallies hold.
+    sa.Column("committed", sa.BigInteger, nullable=False, server_default="0"),
     sa.CheckConstraint("charged >= 0"),
     sa.CheckConstraint("charged <= reserved"),
 )

@@ -36,7 +36,8 @@ from accounting.ledger.records import (
     Request,
     Reservation,
     budget_of,
-    spending_to_json,
+    refusal_of,
+    request_to_json,
 )
 from accounting.ledger.tables import budgets, reservations, shares, tallies
 from accounting.mechanism import Mechanism, step_key
@@ -47,7 +48,14 @@ _NEW_RESERVATION = reservations.insert()
 _CHANGED_RESERVATION = (
     reservations.update()
     .where(reservations.c.request_id == sa.bindparam("id"))
-    .values(state=sa.bindparam("to_state"), charged=sa.bindparam("to_charged"))
+    .values(
+        state=sa.bindparam("to_state"),
+        charged=sa.bindparam("to_charged"),
+        committed=sa.bindparam("to_committed"),
+    )
+)
+_EXTENDED_RESERVATION = _CHANGED_RESERVATION.values(
+    reserved=sa.bindparam("to_reserved"), verdict=sa.bindparam("to_verdict")
 )
 _COUNTED = (
     tallies.update()
@@ -213,7 +221,7 @@ class LedgerTransaction:
         if new:
             row, account = self._account(name)
             _check_requests(account.terms, row, new, dataset_fingerprint)
-            verdicts = account.decide([request.mechanism for request in new], team)
+            verdicts = account.decide([request.claim for request in new], team)
             for request, verdict in zip(new, verdicts, strict=True):
                 reservation = self._record(name, team, request, verdict)
                 known[request.request_id] = self._new[request.request_id] = reservation
@@ -232,10 +240,10 @@ class LedgerTransaction:
         known = {name: answer for name, answer in answers.items() if answer is not None}
         for request in requests:
             before = known.get(request.request_id)
-            if before is not None and (before.budget, before.team, before.mechanism) != (
+            if before is not None and (before.budget, before.team, before.request) != (
                 name,
                 team,
-                request.mechanism,
+                request,
             ):
                 raise LedgerError(
                     f"request {request.request_id!r}: was made before and was another one"
@@ -243,20 +251,21 @@ class LedgerTransaction:
         return known
 
     def _record(self, name: str, team: str, request: Request, verdict: Verdict) -> Reservation:
+        size = request.size if verdict.admitted else 0
         reservation = Reservation(
-            request_id=request.request_id,
+            request=request,
             budget=name,
             team=team,
-            mechanism=request.mechanism,
             state="open" if verdict.admitted else "refused",
-            reserved=request.size if verdict.admitted else 0,
+            reserved=size,
             charged=0,
+            committed=size,
             verdict=verdict,
         )
         facts = {
             "request_id": request.request_id,
             "team": team,
-            "request": spending_to_json(request.mechanism),
+            "request": request_to_json(request.mechanism, request.prefix),
             "verdict": verdict.to_json(),
         }
         self.journal.append("reserved" if verdict.admitted else "refused", name, facts)
@@ -264,6 +273,56 @@ class LedgerTransaction:
             key = step_key(request.mechanism.step)
             self._count(name, team, key, request.mechanism.repetitions, 0)
         return reservation
+
+    def extend(self, request_id: str, iterations: int) -> Reservation | BudgetExceeded:
+        """See `Ledger.extend`; a refusal is the answer."""
+        iterations = _validate.count("iterations", iterations)
+        before = self._reservation(request_id)
+        if before.state == "refused":
+            raise LedgerError(
+                f"request {request_id!r}: was refused, so there is nothing to extend; reserve "
+                "under another request_id"
+            )
+        if iterations < before.charged:
+            raise InvalidPrivacyParameter(
+                "iterations", iterations, f"at least the {before.charged} charged"
+            )
+        facts: dict[str, Any] = {"request_id": request_id, "iterations": iterations}
+        if not isinstance(before.mechanism, Mechanism):
+            _, account = self._account(before.budget)
+            verdict = account.refusal("a private selection is one draw, to which nothing is added")
+            return self._refuse_extension(before, facts, verdict)
+        if before.state == "open" and iterations <= before.reserved:
+            return before
+        _, account = self._account(before.budget)
+        claim = before.claim(iterations)
+        (verdict,) = account.decide([claim], before.team)
+        if not verdict.admitted:
+            return self._refuse_extension(before, facts, verdict)
+        self.journal.append("extended", before.budget, {**facts, "verdict": verdict.to_json()})
+        after = dataclasses.replace(
+            before,
+            state="open",
+            reserved=iterations,
+            committed=max(before.committed, iterations),
+            verdict=verdict,
+        )
+        self._change(
+            after,
+            _EXTENDED_RESERVATION,
+            to_reserved=iterations,
+            to_verdict=canonical_json(verdict.to_json()),
+        )
+        self._count(before.budget, before.team, step_key(before.mechanism.step), claim.more, 0)
+        account.commit(claim, before.team)
+        return after
+
+    def _refuse_extension(
+        self, before: Reservation, facts: dict[str, Any], verdict: Verdict
+    ) -> BudgetExceeded:
+        facts = {**facts, "verdict": verdict.to_json()}
+        self.journal.append("extension_refused", before.budget, facts)
+        return refusal_of(verdict)
 
     def charge(self, request_id: str, iterations: int) -> Reservation | BudgetExceeded:
         """See `Ledger.charge`; a refusal is the answer."""
@@ -318,14 +377,17 @@ class LedgerTransaction:
         # A list that was begun is closed: what of it never ran still counts.
         keeps = listed and account.tally(before.team).begun
         released = before.charged == 0 and not keeps
-        after = dataclasses.replace(before, state="released" if released else "closed")
+        after = dataclasses.replace(
+            before,
+            state="released" if released else "closed",
+            committed=before.committed if keeps else before.charged,
+        )
         facts = {"request_id": request_id, "charged": before.charged, "state": after.state}
         self.journal.append("settled", before.budget, facts)
         self._change(after)
         if isinstance(before.mechanism, Mechanism) and not keeps:
-            unused = before.mechanism.repetitions - before.mechanism.repetitions_after(
-                before.charged
-            )
+            repetitions_after = before.mechanism.repetitions_after
+            unused = repetitions_after(before.committed) - repetitions_after(before.charged)
             key = step_key(before.mechanism.step)
             self._count(before.budget, before.team, key, -unused, 0)
         self._accounts.pop(before.budget)
@@ -337,12 +399,20 @@ class LedgerTransaction:
             raise LedgerError(f"request {request_id!r}: not in the ledger")
         return found
 
-    def _change(self, after: Reservation) -> None:
+    def _change(
+        self, after: Reservation, statement: sa.Update = _CHANGED_RESERVATION, **more: object
+    ) -> None:
         name = after.request_id
         if name in self._new:
             self.flush()
-        values = {"id": name, "to_state": after.state, "to_charged": after.charged}
-        self.connection.execute(_CHANGED_RESERVATION, values)
+        values = {
+            "id": name,
+            "to_state": after.state,
+            "to_charged": after.charged,
+            "to_committed": after.committed,
+            **more,
+        }
+        self.connection.execute(statement, values)
         self._found[name] = after
 
     def _count(self, name: str, team: str, key: str, committed: int, charged: int) -> None:
@@ -366,8 +436,8 @@ class LedgerTransaction:
 
 
 @functools.lru_cache(maxsize=4096)
-def _request_text(mechanism: Spending) -> str:
-    return canonical_json(spending_to_json(mechanism))
+def _request_text(mechanism: Spending, prefix: tuple[Mechanism, ...]) -> str:
+    return canonical_json(request_to_json(mechanism, prefix))
 
 
 def _row_of(reservation: Reservation) -> dict[str, Any]:
@@ -376,10 +446,11 @@ def _row_of(reservation: Reservation) -> dict[str, Any]:
         "budget": reservation.budget,
         "team": reservation.team,
         "state": reservation.state,
-        "request": _request_text(reservation.mechanism),
+        "request": _request_text(reservation.request.mechanism, reservation.request.prefix),
         "verdict": canonical_json(reservation.verdict.to_json()),
         "reserved": reservation.reserved,
         "charged": reservation.charged,
+        "committed": reservation.committed,
     }
 
 
@@ -407,7 +478,7 @@ def _check_requests(
     dataset_fingerprint: str | None,
 ) -> None:
     for request in requests:
-        terms.check_suits(request.mechanism)
+        terms.check_suits(request.mechanism, request.prefix)
     own = row.dataset_fingerprint
     if dataset_fingerprint is not None and own != dataset_fingerprint:
         raise InvalidPrivacyParameter(

@@ -9,8 +9,6 @@ the rows.
 
 import collections
 import dataclasses
-import functools
-import json
 import math
 from typing import Any, cast
 
@@ -18,11 +16,10 @@ import sqlalchemy as sa
 
 from accounting.errors import DatabaseError, LedgerTampered
 from accounting.ledger.journal import GENESIS, Entry, Head, canonical_json, hash_at, read_entries
-from accounting.ledger.records import spending_from_json
+from accounting.ledger.records import request_from_text
 from accounting.ledger.tables import budgets, reservations, shares, tallies
 from accounting.ledger.witness import Witness
 from accounting.mechanism import Mechanism, step_key
-from accounting.terms import Spending
 
 _MAX_PROBLEMS = 100
 _LISTS = ("declared", "private_selection")
@@ -106,6 +103,9 @@ class _Books:
         self.reservations: dict[str, dict[str, Any]] = {}
         self.committed: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self.charged: collections.Counter[tuple[str, str, str]] = collections.Counter()
+        # Budgets that are divided, and who has trained something of each.
+        self.divided: set[str] = set()
+        self.begun: collections.defaultdict[str, set[str]] = collections.defaultdict(set)
 
     def apply(self, entry: Entry) -> str | None:
         """Adds an entry up; returns what is wrong with it, if anything."""
@@ -126,6 +126,7 @@ class _Books:
                 self.budgets[budget] = {**row, "state": "active"}
             case "share_granted":
                 self.shares[budget, facts["team"]] = facts["millionths"]
+                self.divided.add(budget)
             case "frozen" | "thawed" | "retired":
                 states = {"frozen": "frozen", "thawed": "active", "retired": "retired"}
                 self.budgets[budget]["state"] = states[entry.kind]
@@ -133,8 +134,10 @@ class _Books:
                 return self._decision(entry)
             case "charged":
                 return self._charge(facts["request_id"], facts["iterations"])
-            case "charge_refused":
+            case "charge_refused" | "extension_refused":
                 pass
+            case "extended":
+                return self._extend(facts["request_id"], facts["iterations"], facts["verdict"])
             case "settled":
                 return self._settle(entry)
             case _:
@@ -145,9 +148,11 @@ class _Books:
         facts = entry.facts
         request, verdict = facts["request"], facts["verdict"]
         admitted = entry.kind == "reserved"
+        if admitted and self._closed_list(entry.budget, facts["team"]):
+            return "adds to a list that was closed"
         size, text = 0, canonical_json(request)
         if admitted:
-            mechanism = _spending(text)
+            mechanism, _ = request_from_text(text)
             if isinstance(mechanism, Mechanism):
                 size = mechanism.iterations
                 key = (entry.budget, facts["team"], step_key(mechanism.step))
@@ -163,19 +168,37 @@ class _Books:
             "verdict": canonical_json(verdict),
             "reserved": size,
             "charged": 0,
+            "committed": size,
         }
-        if not admitted:
-            return None
-        total = math.fsum(verdict[name] for name in ("requested", "spent", "reserved"))
-        if not total <= verdict["limit"] * (1 + 1e-9):
-            return f"admits {total!r} where the limit is {verdict['limit']!r}"
-        return None
+        return _over_limit(verdict) if admitted else None
+
+    def _extend(self, request_id: str, iterations: int, verdict: dict[str, Any]) -> str | None:
+        row = self.reservations[request_id]
+        key, repetitions = self._repetitions(row)
+        if key is None or row["state"] == "refused":
+            return "extends what cannot be extended"
+        least = row["reserved"] + 1 if row["state"] == "open" else row["charged"]
+        if not iterations >= least:
+            return f"extends to {iterations}, which is less than {least}"
+        committed = max(row["committed"], iterations)
+        more = repetitions(committed) - repetitions(row["committed"])
+        if more and self._closed_list(row["budget"], row["team"]):
+            return "adds to a list that was closed"
+        self.committed[key] += more
+        row.update(
+            state="open",
+            reserved=iterations,
+            committed=committed,
+            verdict=canonical_json(verdict),
+        )
+        return _over_limit(verdict) if more else None
 
     def _charge(self, request_id: str, iterations: int) -> str | None:
         row = self.reservations[request_id]
         before, row["charged"] = row["charged"], iterations
         if not before < iterations <= row["reserved"]:
             return f"charges {iterations} of {row['reserved']} after {before}"
+        self.begun[row["budget"]].add(row["team"])
         key, repetitions = self._repetitions(row)
         if key is not None:
             self.charged[key] += repetitions(iterations) - repetitions(before)
@@ -186,15 +209,26 @@ class _Books:
         row["state"] = entry.facts["state"]
         if row["charged"] != entry.facts["charged"]:
             return f"settles {entry.facts['charged']} where {row['charged']} were charged"
+        keeps = self._closed_list(row["budget"], row["team"])
+        if row["state"] != ("closed" if keeps or row["charged"] else "released"):
+            return f"settles to {row['state']!r} after {row['charged']} were charged"
         key, repetitions = self._repetitions(row)
-        listed = self.budgets[entry.budget]["policy"] in _LISTS
-        if key is not None and (not listed or row["state"] == "released"):
-            self.committed[key] -= repetitions(row["reserved"]) - repetitions(row["charged"])
+        if not keeps:
+            unused, row["committed"] = row["committed"], row["charged"]
+            if key is not None:
+                self.committed[key] -= repetitions(unused) - repetitions(row["charged"])
         return None
+
+    def _closed_list(self, budget: str, team: str) -> bool:
+        """Whether it is a list that was begun: nothing is added to it or given back."""
+        if self.budgets[budget]["policy"] not in _LISTS:
+            return False
+        begun = self.begun[budget]
+        return team in begun if budget in self.divided else bool(begun)
 
     def _repetitions(self, row: dict[str, Any]) -> Any:
         """The tally that a reservation counts in, and how iterations count in it."""
-        mechanism = _spending(row["request"])
+        mechanism, _ = request_from_text(row["request"])
         if not isinstance(mechanism, Mechanism):
             return None, None
 
@@ -233,9 +267,12 @@ class _Books:
         ]
 
 
-@functools.lru_cache(maxsize=4096)
-def _spending(text: str) -> Spending:
-    return spending_from_json(json.loads(text))
+def _over_limit(verdict: dict[str, Any]) -> str | None:
+    """What is wrong with an admission, if anything."""
+    total = math.fsum(verdict[name] for name in ("requested", "spent", "reserved"))
+    if not total <= verdict["limit"] * (1 + 1e-9):
+        return f"admits {total!r} where the limit is {verdict['limit']!r}"
+    return None
 
 
 def _compare(

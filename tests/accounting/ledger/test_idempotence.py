@@ -25,6 +25,7 @@ from accounting import (
     BandedMatrixFactorizationMechanism,
     BudgetExceeded,
     DpSgdMechanism,
+    InvalidPrivacyParameter,
     Ledger,
     LedgerError,
     Mechanism,
@@ -108,7 +109,7 @@ def test_a_refusal_stays_a_refusal_and_an_admission_an_admission(ledger: Ledger)
     assert answer_of(lambda: ledger.reserve("b", trial(1), request_id="second")) == refused
     assert ledger.reserve("b", trial(1), request_id="third").state == "open"
     again = ledger.reserve("b", trial(most), request_id="first")
-    assert again == dataclasses.replace(first, state="released")
+    assert again == dataclasses.replace(first, state="released", committed=0)
     ledger.freeze("b")
     assert ledger.reserve("b", trial(1), request_id="third").state == "open"
     with pytest.raises(LedgerError, match="was refused"):
@@ -340,12 +341,14 @@ class Model(RuleBasedStateMachine):
 
     @rule(name=requests)
     def again(self, name: str) -> None:
-        mechanism, charged, state = self.held[name]
-        answer = answer_of(lambda: self.ledger.reserve("b", mechanism, request_id=name))
-        first = self.answers[name]
+        first, (mechanism, charged, state) = self.answers[name], self.held[name]
+        asked = first.request.mechanism if isinstance(first, Reservation) else mechanism
+        answer = answer_of(lambda: self.ledger.reserve("b", asked, request_id=name))
         if isinstance(first, Reservation):
-            first = dataclasses.replace(first, charged=charged, state=state)
-        assert answer == first
+            assert answer.request == first.request
+            assert (answer.mechanism, answer.charged, answer.state) == (mechanism, charged, state)
+        else:
+            assert answer == first
 
     @rule(name=requests, part=st.floats(0, 1.2))
     def charge(self, name: str, part: float) -> None:
@@ -370,6 +373,28 @@ class Model(RuleBasedStateMachine):
         if state == "open":
             self.held[name][2] = "closed" if charged else "released"
         assert self.ledger.settle(name).state == self.held[name][2]
+
+    @rule(name=requests, part=st.floats(0.1, 2))
+    def extend(self, name: str, part: float) -> None:
+        mechanism, charged, state = self.held[name]
+        iterations = max(1, round(part * mechanism.iterations))
+        covered = state == "open" and iterations <= mechanism.iterations
+        counts = mechanism.iterations if state == "open" else charged
+        fits = sum(self.sums()) + self.cost(mechanism, iterations - counts) <= self.limit
+        try:
+            answer = self.ledger.extend(name, iterations)
+        except BudgetExceeded:
+            assert not covered
+            assert self.frozen or not fits
+        except InvalidPrivacyParameter:
+            assert iterations < charged
+        except LedgerError:
+            assert state == "refused"
+        else:
+            assert covered or (fits and not self.frozen)
+            self.held[name] = [answer.mechanism, charged, answer.state]
+            assert answer.state == "open"
+            assert answer.reserved == max(iterations, mechanism.iterations * covered)
 
     @rule()
     def freeze_or_thaw(self) -> None:

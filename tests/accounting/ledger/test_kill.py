@@ -76,11 +76,20 @@ SCRIPT: list[Callable[[Ledger], Any]] = [
     lambda ledger: ledger.thaw("open"),
     lambda ledger: ledger.charge("r1", 70),
     lambda ledger: ledger.settle("r1"),
+    lambda ledger: ledger.extend("r1", 120),
+    lambda ledger: ledger.extend("r1", 10**6),
+    lambda ledger: ledger.charge("r1", 110),
+    lambda ledger: ledger.extend("l1", 15),
+    lambda ledger: ledger.extend("l1", 21),
+    lambda ledger: ledger.reserve(
+        "open", trial(10), request_id="fork", prefix=(trial(110),), team="a"
+    ),
     lambda ledger: ledger.reserve("open", trial(30), request_id="r4", team="a"),
     lambda ledger: ledger.retire("open"),
 ]
-FOR_NOW = {12, 13, 14}
-"""Freezing and thawing, and what is refused between: asked again later, they are done again."""
+FOR_NOW = {11, 12, 13, 14, 16}
+"""Freezing and thawing, and what is refused between; settling what is extended later: asked again
+later, they are done again."""
 
 
 def answer_of(operation: Callable[[Ledger], Any], ledger: Ledger) -> str:
@@ -241,14 +250,14 @@ def points_survived(url: str, witness: Path, kinds: list[str]) -> int:
 @pytest.mark.slow
 def test_killed_at_any_point_nothing_is_lost_and_all_goes_on(tmp_path: Path) -> None:
     url, witness = f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path / "ledger.db-witness"
-    # Around each of at least 17 commits and notes, and of many more statements.
-    assert points_survived(url, witness, EVERYTHING) > 2 * 17 * 4
+    # Around each of at least 23 commits and notes, and of many more statements.
+    assert points_survived(url, witness, EVERYTHING) > 2 * 23 * 4
 
 
 @pytest.mark.slow
 @pytest.mark.postgres
 def test_killed_at_any_commit_on_a_server(postgres_database: str, tmp_path: Path) -> None:
-    assert points_survived(postgres_database, tmp_path / "witness", ["commit"]) > 2 * 17
+    assert points_survived(postgres_database, tmp_path / "witness", ["commit"]) > 2 * 23
 
 
 if __name__ == "__main__":

@@ -202,6 +202,49 @@ def test_charges_from_several_processes_add_up_to_the_highest(ledger: Ledger) ->
     assert ledger.verify().ok
 
 
+def extensions(ledger: Ledger, _number: int) -> list[Any]:
+    return in_threads(8, lambda _thread: ledger.extend("r", 30).to_json())
+
+
+@pytest.mark.slow
+def test_the_same_extension_from_everywhere_is_one_extension(ledger: Ledger) -> None:
+    create(ledger, "open", trials=3.5)
+    ledger.reserve("b", trial(), request_id="r")
+    ledger.charge("r", 4)
+    ledger.settle("r")
+    answers = [a for eight in in_processes(4, ledger, extensions) for a in eight]
+    assert answers == [ledger.reservation("r").to_json()] * 32
+    assert [entry.kind for entry, _ in ledger.entries()].count("extended") == 1
+    level = ledger.status("b").level
+    one = step_rdp(trial().step, ORDER)
+    assert (level.spent, level.reserved) == pytest.approx((4 * one, 26 * one), rel=1e-9)
+    assert ledger.verify().ok
+
+
+def eight_extensions(ledger: Ledger, number: int) -> list[Any]:
+    def extend(thread: int) -> str:
+        try:
+            return ledger.extend(f"r{(8 * number + thread) % 16}", 20).state
+        except BudgetExceeded:
+            return "refused"
+
+    return in_threads(8, extend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["open", "declared"])
+def test_of_many_that_would_grow_one_gets_the_last_place(ledger: Ledger, policy: str) -> None:
+    create(ledger, policy, trials=17.5)
+    for number in range(16):
+        ledger.reserve("b", trial(), request_id=f"r{number}")
+    answers = [a for eight in in_processes(4, ledger, eight_extensions) for a in eight]
+    grown = [n for n in range(16) if ledger.reservation(f"r{n}").reserved == 20]
+    assert len(grown) == 1
+    # Each was asked for twice, and the second time it covers so many already.
+    assert sorted(answers) == ["open"] * 2 + ["refused"] * 30
+    assert ledger.verify().ok
+
+
 def turn(ledger: Ledger, number: int, thread: int, own: str) -> int:
     budget = "bc"[number % 2]
     moves: list[Callable[[], Any]] = [
@@ -211,6 +254,7 @@ def turn(ledger: Ledger, number: int, thread: int, own: str) -> int:
         lambda: ledger.thaw("c") if thread == 0 else ledger.status("b"),
         lambda: ledger.charge(own, 5),
         lambda: ledger.settle(own),
+        lambda: ledger.extend(own, 12),
         lambda: ledger.verify().ok or 1 / 0,
     ]
     for move in moves[number % 3 :] + moves[: number % 3]:
@@ -230,7 +274,7 @@ def mixture(ledger: Ledger, number: int) -> int:
 def test_a_mix_of_everything_comes_to_an_end_and_adds_up(ledger: Ledger) -> None:
     for name in ("b", "c"):
         create(ledger, "open", trials=30, name=name)
-    assert in_processes(4, ledger, mixture) == [3 * 4 * 7] * 4
+    assert in_processes(4, ledger, mixture) == [3 * 4 * 8] * 4
     assert ledger.verify().ok
     one = step_rdp(trial().step, ORDER)
     for name in ("b", "c"):

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from accounting import DatabaseError, DpSgdMechanism, Head, Ledger, LedgerTampered, Mechanism
+from accounting import (
+    BudgetExceeded,
+    DatabaseError,
+    DpSgdMechanism,
+    Head,
+    Ledger,
+    LedgerTampered,
+    Mechanism,
+)
 from accounting.ledger.tables import metadata
 
 TABLES = {
@@ -43,12 +51,16 @@ def fill(ledger: Ledger) -> None:
     ledger.reserve("b", trial(), request_id="r", team="team")
     ledger.charge("r", 2)
     ledger.reserve("list", trial(), request_id="l")
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(BudgetExceeded):
         ledger.reserve("list", trial(10**6), request_id="refused")
     ledger.freeze("list", by="me", reason="a look")
     ledger.thaw("list")
     ledger.reserve("b", trial(20), request_id="r2", team="team")
     ledger.settle("r2")
+    ledger.extend("r2", 15)
+    with contextlib.suppress(BudgetExceeded):
+        ledger.extend("r", 10**9)
+    ledger.reserve("b", trial(5), request_id="fork", prefix=(trial(2),), team="team")
     ledger.charge("r", 6)
 
 
@@ -223,7 +235,7 @@ def test_a_forgery_without_a_flaw_is_found_by_the_witness_alone(
     ledger.close()
 
 
-SAYS_ALL = ("frozen", "thawed", "charge_refused")
+SAYS_ALL = ("frozen", "thawed", "charge_refused", "extension_refused")
 """Kinds whose facts no row follows from."""
 
 
@@ -253,6 +265,70 @@ def test_facts_that_are_missing_or_senseless_are_problems_not_failures(
 def same_but_for_names(facts: Any, forged: Any) -> bool:
     """Whether two entries say the same except for who did it; no row says that."""
     return isinstance(forged, dict) and {**facts, "by": ""} == {**forged, "by": ""}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"iterations": 20}, "committed is 15"),
+        ({"request_id": "r", "iterations": 10}, "less than 11"),
+        ({"request_id": "refused"}, "cannot be extended"),
+        ({"request_id": "nobody"}, "makes no sense"),
+    ],
+)
+def test_an_extension_that_is_not_what_was_granted_is_found(
+    file: Path, raw: sqlite3.Connection, change: dict[str, Any], problem: str
+) -> None:
+    (seq, text), *_ = raw.execute("SELECT seq, entry FROM ledger_journal WHERE kind = 'extended'")
+    entry = json.loads(text)
+    entry["facts"] |= change
+    changed = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+    raw.execute("UPDATE ledger_journal SET entry = ? WHERE seq = ?", [changed, seq])
+    rehash(raw)
+    forget_the_witness(file)
+    assert any(problem in found for found in problems_of(file))
+
+
+def test_what_was_added_to_a_closed_list_is_found(file: Path, raw: sqlite3.Connection) -> None:
+    ledger = Ledger(url(file))
+    ledger.extend("l", 11)
+    ledger.reserve("list", trial(), request_id="l2")
+    ledger.charge("l", 1)
+    assert ledger.verify().ok
+    ledger.close()
+    forget_the_witness(file)
+    entries = raw.execute(
+        "SELECT seq, entry FROM ledger_journal ORDER BY seq DESC LIMIT 3"
+    ).fetchall()
+    (last, charge), others = entries[0], entries[1:]
+    for seq, other in others:  # as if it had come after the charge
+        for at, text in ((seq, charge), (last, other)):
+            said = json.dumps({**json.loads(text), "seq": at}, sort_keys=True)
+            kind = json.loads(said)["kind"]
+            raw.execute(
+                "UPDATE ledger_journal SET entry = ?, kind = ? WHERE seq = ?", [said, kind, at]
+            )
+        rehash(raw)
+        problem = f"journal entry {last}: adds to a list that was closed"
+        assert problem in problems_of(file)
+        for at, text in entries:
+            kind = json.loads(text)["kind"]
+            raw.execute(
+                "UPDATE ledger_journal SET entry = ?, kind = ? WHERE seq = ?", [text, kind, at]
+            )
+    rehash(raw)
+    assert problems_of(file) == ()
+
+
+def test_an_extension_over_the_limit_is_found(file: Path, raw: sqlite3.Connection) -> None:
+    (seq, text), *_ = raw.execute("SELECT seq, entry FROM ledger_journal WHERE kind = 'extended'")
+    entry = json.loads(text)
+    entry["facts"]["verdict"]["spent"] = 10 * entry["facts"]["verdict"]["limit"]
+    changed = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+    raw.execute("UPDATE ledger_journal SET entry = ? WHERE seq = ?", [changed, seq])
+    rehash(raw)
+    forget_the_witness(file)
+    assert any(f"entry {seq}: admits" in found for found in problems_of(file))
 
 
 # -- older copies ----------------------------------------------------------------------------
