@@ -25,6 +25,7 @@ METHODS = (
     "budgets",
     "charge",
     "create_budget",
+    "extend",
     "freeze",
     "grant",
     "head",

@@ -15,7 +15,7 @@ from rich.text import Text
 from accounting.ledger.journal import Inspected
 from sweeps.report.table import one_line, show_epsilon
 
-_REFUSED = ("refused", "charge_refused")
+_REFUSED = ("refused", "charge_refused", "extension_refused")
 _MAX_TEXT = 600
 
 
@@ -99,11 +99,27 @@ def _granted(facts: Mapping[str, Any]) -> str:
 
 def _reserved(facts: Mapping[str, Any]) -> str:
     verdict = facts["verdict"]
-    return f"reserved {facts['request_id']}{_team(facts)}: {_numbers(verdict)}"
+    return f"reserved {facts['request_id']}{_team(facts)}{_fork(facts)}: {_numbers(verdict)}"
 
 
 def _refused(facts: Mapping[str, Any]) -> str:
-    return f"refused {facts['request_id']}{_team(facts)}: {facts['verdict']['reason']}"
+    reason = facts["verdict"]["reason"]
+    return f"refused {facts['request_id']}{_team(facts)}{_fork(facts)}: {reason}"
+
+
+def _fork(facts: Mapping[str, Any]) -> str:
+    spent = sum(part["iterations"] for part in facts["request"].get("prefix", ()))
+    return f", going on from {_steps(spent)}" if spent else ""
+
+
+def _extended(facts: Mapping[str, Any]) -> str:
+    iterations = _steps(facts["iterations"])
+    return f"extended {facts['request_id']} to {iterations}: {_numbers(facts['verdict'])}"
+
+
+def _extension_refused(facts: Mapping[str, Any]) -> str:
+    iterations = _steps(facts["iterations"])
+    return f"refused to extend {facts['request_id']} to {iterations}: {facts['verdict']['reason']}"
 
 
 def _team(facts: Mapping[str, Any]) -> str:
@@ -153,5 +169,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "refused": _refused,
     "charged": _charged,
     "charge_refused": _charge_refused,
+    "extended": _extended,
+    "extension_refused": _extension_refused,
     "settled": _settled,
 }

@@ -9,7 +9,7 @@ import accounting
 from accounting.errors import LedgerTampered
 from sweeps.database.tables import existing_ledger, open_ledger
 from sweeps.home import Home
-from sweeps.report.journal_view import describe_row, journal_table
+from sweeps.report.journal_view import describe_row, journal_table, row_style
 from tests.sweeps.cli.test_budget import draw, mechanism, state_of
 
 
@@ -101,6 +101,31 @@ def test_every_kind_of_entry_has_its_words(command, filled):
     assert said[11] == "thawed by ada"
     assert said[13].startswith("reserved d-0: the declared list costs epsilon ")
     assert said[14] == "retired by ada"
+
+
+def test_extensions_and_forks_have_their_words(command, filled):
+    ledger = existing_ledger(Home.from_environment())
+    ledger.extend("t-0", 150)
+    with pytest.raises(accounting.BudgetExceeded):
+        ledger.extend("t-0", 10**9)
+    prefix = (mechanism().after(60), mechanism().after(40))
+    ledger.reserve("scans", mechanism(), request_id="fork", team="vision", prefix=prefix)
+    with pytest.raises(accounting.BudgetExceeded):
+        ledger.extend("d-0", 10**9)
+    rows = list(ledger.inspect(newest=4))
+    ledger.close()
+    said = [describe_row(row) for row in rows]
+    assert said[0].startswith("extended t-0 to 150 iterations: ")
+    assert " of rdp, " in said[0]
+    assert said[0].endswith(" taken")
+    assert said[1].startswith("refused to extend t-0 to 1,000,000,000 iterations: the trial needs")
+    assert said[2].startswith("reserved fork for vision, going on from 100 iterations: ")
+    assert said[3] == "refused to extend d-0 to 1,000,000,000 iterations: the budget is retired"
+    red = [bool(row_style(row)) for row in rows]
+    assert red == [False, True, False, True]
+    code, out, _ = command("ledger", "show", "--last", "4")
+    assert code == 0
+    assert all(words[:40] in out for words in said)
 
 
 def test_the_newest_entries_of_one_budget(command, filled):
