@@ -2,6 +2,7 @@
 
 TrainerError
 ├── ConfigError (also ValueError)   a field of a config is not allowed
+├── YamlError                       a text is not the YAML that is read here
 ├── DatasetError                    a data set is absent or has the wrong form
 ├── ModelError                      a user model cannot be loaded, or may not be trained
 ├── CheckpointError                 a checkpoint is absent, damaged or of another shape
@@ -10,6 +11,9 @@ TrainerError
 └── SecretError                     a noise key cannot be kept or read
 """
 
+import dataclasses
+from collections.abc import Iterable
+
 
 class TrainerError(Exception):
     """Base of every error that the trainer raises on purpose."""
@@ -17,6 +21,38 @@ class TrainerError(Exception):
 
 class ConfigError(TrainerError, ValueError):
     """A field of a configuration has a value that is not allowed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong with a text.
+
+    Attributes:
+        message: What was found and what is allowed instead.
+        path: Keys and indices that lead there; empty for the whole.
+        line: Line in the text, from 1, or None.
+        column: Column in that line, from 1, or None.
+    """
+
+    message: str
+    path: tuple[str | int, ...] = ()
+    line: int | None = None
+    column: int | None = None
+
+
+class YamlError(TrainerError):
+    """A file cannot be read, or is not the YAML that is read here (`trainer.yaml_text`).
+
+    Attributes:
+        faults: Everything that is wrong, in the order of the text; one at least.
+    """
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(self.faults)
+
+    def __str__(self) -> str:
+        return "; ".join(fault.message for fault in self.faults)
 
 
 class DatasetError(TrainerError):

@@ -14,8 +14,9 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from sweeps.spec.refusals import Refusal, one_of, refused
-from sweeps.spec.yaml_source import format_key_path, quotes_hint, shorten, show, suggestion
+from sweeps.spec.yaml_source import suggestion
 from trainer.config import OptimizerName, ScheduleName
+from trainer.yaml_text import format_key_path, quotes_hint, shorten, show
 
 MAX_ITERATIONS = 10_000_000
 # Whole numbers up to here are exact as floats.

@@ -14,15 +14,8 @@ from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import AllowedDomains
 from sweeps.spec.refusals import Allowed, refusals_in
 from sweeps.spec.sweep_spec import SCHEDULERS, SweepSpec
-from sweeps.spec.yaml_source import (
-    KeyPath,
-    YamlDocument,
-    load_yaml,
-    parse_yaml,
-    quotes_hint,
-    show,
-    suggestion,
-)
+from sweeps.spec.yaml_source import YamlDocument, load_yaml, parse_yaml, suggestion
+from trainer.yaml_text import KeyPath, quotes_hint, show
 
 
 def load_spec(path: str | os.PathLike[str]) -> SweepSpec:

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast, get_args
 
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from sweeps.spec.yaml_source import KeyPath
+from trainer.yaml_text import KeyPath
 
 _REFUSED = "sweep_spec_refused"
 

@@ -1,6 +1,6 @@
 """One trial as a program: ``python -m trainer CONFIG.yaml``, for one person and one machine.
 
-    yaml_text -> trial_file -> resolution      what the person wrote becomes a `TrialConfig`
+    trial_file -> resolution                   what the person wrote becomes a `TrialConfig`
     run_directory, charges                     what a run leaves behind, and its own ledger
     command -> trainer.loop -> progress        the run, and what is seen of it
     statement                                  what is promised, in words

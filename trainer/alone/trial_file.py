@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from trainer.alone.yaml_text import Lines, looks_like_number, read_yaml
 from trainer.config import TrialConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, YamlError
+from trainer.yaml_text import format_key_path, load_yaml, quotes_hint
+
+Lines = dict[str, int]
+"""Dotted path of a key to its line."""
 
 CALIBRATED = "calibrated"
 FULL = "full"
@@ -66,7 +69,7 @@ def read_trial_file(path: Path) -> TrialFile:
     Raises:
         ConfigError: It cannot be read, or is not allowed; every problem has a line of its own.
     """
-    data, lines = read_yaml(path)
+    data, lines = _read(path)
     problems: list[tuple[int, str]] = []
 
     def note(dotted: str, message: str) -> None:
@@ -81,6 +84,21 @@ def read_trial_file(path: Path) -> TrialFile:
     if problems:
         raise ConfigError("\n".join(message for _, message in sorted(problems)))
     return TrialFile(path=path, fields=fields, target_epsilon=target, lines=lines)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Lines]:
+    """What a file says, and where its keys stand."""
+    try:
+        text = load_yaml(path)
+    except YamlError as error:
+        problems: list[str] = []
+        for fault in error.faults:
+            where = f"{path}" if fault.line is None else f"{path}:{fault.line}"
+            words = (where, format_key_path(fault.path), fault.message)
+            problems.append(": ".join(part for part in words if part))
+        raise ConfigError("\n".join(problems)) from None
+    places = text.key_places.items()
+    return text.data, {".".join(map(str, key)): place.line for key, place in places}
 
 
 def _checked(kind: Any, data: Mapping[str, Any], prefix: str, note: Any) -> Iterator[Any]:
@@ -137,8 +155,7 @@ def _in_form(value: Any, hint: Any) -> Any:
 
 
 def _wrong(dotted: str, value: Any, hint: Any) -> str:
-    quotes = " (write it without quotes)" if looks_like_number(value) else ""
-    return f"{dotted}={value!r}: allowed is {_allowed(dotted, hint)}{quotes}"
+    return f"{dotted}={value!r}: allowed is {_allowed(dotted, hint)}{quotes_hint(value)}"
 
 
 def _allowed(dotted: str, hint: Any) -> str:

@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.errors import Problem, SpecError
-from sweeps.spec.yaml_source import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_VALUES,
-    format_key_path,
-    load_yaml,
-    parse_yaml,
-    show,
-    suggestion,
-)
+from sweeps.spec.yaml_source import load_yaml, parse_yaml, suggestion
+from trainer.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_VALUES, format_key_path, show
 
 
 def read(text):

@@ -70,7 +70,7 @@ def test_check_of_an_absent_data_set_says_so(command, tmp_path):
     [
         ([], "Missing argument"),
         (["trial.yaml", "--fast"], "No such option"),
-        (["nowhere.yaml"], "cannot be read: No such file"),
+        (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
         (["trial.yaml", "--devices", "0"], "--devices='0': allowed"),
         (["trial.yaml", "--devices", "many"], "--devices='many': allowed"),
         (["trial.yaml", "--devices", "4096"], "devices=4096: allowed"),

@@ -16,7 +16,7 @@ from trainer.alone import command as command_module
 from trainer.alone import resolution
 from trainer.alone.resolution import resolve
 from trainer.alone.trial_file import read_trial_file
-from trainer.alone.yaml_text import parse_yaml
+from trainer.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "trainer.md").read_text(encoding="utf-8")
@@ -34,8 +34,8 @@ def test_the_page_has_what_is_tested():
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split("\n")[0])
 def test_snippets_are_changes_to_the_digits_trial(snippet, tmp_path, monkeypatch):
     monkeypatch.setattr(resolution, "_check_weights", lambda config, dataset: None)
-    changes, _ = parse_yaml(snippet)
-    trial, _ = parse_yaml((SPECS / "digits.yaml").read_text())
+    changes = parse_yaml(snippet).data
+    trial = parse_yaml((SPECS / "digits.yaml").read_text()).data
     for name, value in changes.items():
         trial[name] = {**trial.get(name, {}), **value} if isinstance(value, dict) else value
     users = 400 if "user_feature" in trial["data"] else None
@@ -95,6 +95,6 @@ def test_the_published_settings_cost_what_is_published(tmp_path):
 
 def test_files_read_alike_for_everybody_who_reads_yaml():
     for path in SPECS.glob("*.yaml"):
-        ours, _ = parse_yaml(path.read_text())
+        ours = parse_yaml(path.read_text()).data
         theirs = yaml.safe_load(path.read_text())
         assert ours["target_delta"] == float(theirs["target_delta"]) == 1e-5

@@ -82,6 +82,30 @@ def test_refusals_name_field_value_and_what_is_allowed(tmp_path, field, value, w
     assert words in refusal(tmp_path, {field: value})
 
 
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        (
+            "seed: &x 1\nmodel:\n  name: mlp\n  name: cnn\n",
+            [
+                ":1: seed: anchor &x is not allowed; write each value itself",
+                ":4: model.name: is given twice, first in line 3",
+            ],
+        ),
+        ("- seed\n", [":1: the top level is a list; allowed: a mapping of keys to values"]),
+        ("seed: \x00\n", [": is not YAML: unacceptable character #x0000: "]),
+        ("", [":1: is empty; allowed: a mapping of keys to values"]),
+    ],
+)
+def test_what_is_not_yaml_is_refused_with_its_place(tmp_path, text, messages):
+    path = tmp_path / "trial.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        read_trial_file(path)
+    for line, message in zip(str(refused.value).splitlines(), messages, strict=True):
+        assert line.startswith(f"{path}{message}")
+
+
 def test_all_problems_are_found_at_once_in_the_order_of_the_file(tmp_path):
     path = write(tmp_path, {"seed": "x", "iterations": "x", "data.nam": 1})
     lines = path.read_text().splitlines()
