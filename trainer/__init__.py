@@ -8,12 +8,13 @@ a trial's way:
   (of what does not fit on the devices); `digits`, `synthetic` and `preparing` write data sets,
   `catalog` lists them, `declaration` is what is said of one for every sweep
 * the mechanism: `plan` (the one object that yields sampler, clipping, noise and what is
-  accounted), `keys` (secret), `sampling`, `clipping`, `quantile_clipping`, `noise`
+  accounted), `keys` (secret), `branch` (public), `sampling`, `clipping`, `quantile_clipping`,
+  `noise`
 * the model: `models`, `network` (what of it is trained), `weight_files`, `initial_weights`
 * a step: `objective`, `augmentation`, `optimizers`, `schedules`, `averages`, `step`; compiled for
   resident examples in `resident`, for streamed ones in `streamed`; driven by `runners`
-* the trial: `devices`, `engine`, `trial`, `evaluation`, `checkpoints`, `reporting` (what may
-  leave), and `loop`, which puts them in order
+* the trial: `devices`, `engine`, `beginning`, `trial`, `evaluation`, `checkpoints`, `reporting`
+  (what may leave), and `loop`, which puts them in order
 * `alone`: the room as a program, ``python -m trainer``
 
 Importing this package imports no JAX; the names below are loaded when first used.
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
         MechanismConfig,
     )
     from trainer.loop import TrialResult, run_trial, trial_reports
+    from trainer.mechanism.branch import Branch
     from trainer.reporting import TrialReport
-    from trainer.trial import Branch
 
 __all__ = [
     "AugmentationConfig",
@@ -53,7 +54,7 @@ __all__ = [
 _HOMES = {
     "AugmentationConfig": "trainer.config_sections",
     "AveragingConfig": "trainer.config_sections",
-    "Branch": "trainer.trial",
+    "Branch": "trainer.mechanism.branch",
     "ClippingConfig": "trainer.config",
     "DataConfig": "trainer.config",
     "EvaluationConfig": "trainer.config_sections",

@@ -5,7 +5,8 @@ TrainerError
 ├── YamlError                       a text is not the YAML that is read here
 ├── DatasetError                    a data set is absent or has the wrong form
 ├── ModelError                      a user model cannot be loaded, or may not be trained
-├── CheckpointError                 a checkpoint is absent, damaged or of another shape
+├── CheckpointError                 a checkpoint is absent, damaged, of another shape or unwritable
+├── OutOfMemory                     a step does not fit on the device
 ├── ChargesError                    a run's own ledger is damaged, absent or of another mechanism
 ├── RunError                        a run's directory is not as it has to be
 └── SecretError                     a noise key cannot be kept or read
@@ -72,7 +73,19 @@ class ModelError(TrainerError):
 
 
 class CheckpointError(TrainerError):
-    """A path holds no complete checkpoint, or one that does not fit what was asked."""
+    """A path holds no complete checkpoint, or one that does not fit, or cannot be written to."""
+
+
+class OutOfMemory(TrainerError):
+    """A step does not fit on the device, and this trial may not or cannot do with less.
+
+    Attributes:
+        microbatch_size: Units at a time that did not fit; with 1, nothing smaller is left.
+    """
+
+    def __init__(self, message: str, *, microbatch_size: int) -> None:
+        super().__init__(message)
+        self.microbatch_size = microbatch_size
 
 
 class ChargesError(TrainerError):

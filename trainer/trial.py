@@ -7,60 +7,46 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import accounting
+from accounting.mechanism import composed
+from trainer.beginning import Beginning, Beginnings
 from trainer.config import DataConfig, TrialConfig
 from trainer.data.datasets import Dataset, OpenDataset, load, open_examples
 from trainer.device_memory import free_bytes, is_out_of_memory
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, OutOfMemory
+from trainer.mechanism.branch import Branch
 from trainer.mechanism.keys import BranchKeys
 from trainer.mechanism.noise import replay, start_noise
 from trainer.models import make_checked_model
 from trainer.models.network import Network, Parameters
 from trainer.reporting import Outcome, TrialReport
-from trainer.training.averages import EMA, POLYAK, start_averages
+from trainer.training.averages import EMA, POLYAK
 from trainer.training.devices import Topology
 from trainer.training.engine import settled
 from trainer.training.evaluation import Utility, all_finite, evaluate, with_noise
 from trainer.training.objective import Objective
-from trainer.training.optimizers import make_optimizer
-from trainer.training.plan import evaluation_mechanism, make_plan
+from trainer.training.plan import (
+    check_spent_before,
+    evaluation_mechanism,
+    make_plan,
+)
 from trainer.training.program_identity import program_digest
 from trainer.training.runners import OnStep, ResidentRunner, Runner, StreamedRunner, resident_data
 from trainer.training.step import QuantileTraced, Recipe, Traced, TrainState
-from trainer.weights.checkpoints import (
-    Manifest,
-    architecture,
-    config_digest,
-    load_averages,
-    load_opt_state,
-    load_params,
-    read_manifest,
-)
+from trainer.weights.checkpoints import architecture, config_digest, state_parts
 from trainer.weights.initial_weights import load_initial_weights
 
 LOGGER = logging.getLogger("trainer")
 
 # Of a device's free memory; the rest is for the model and what training takes besides.
 _DATA_SHARE = 0.5
-
-
-class Branch(NamedTuple):
-    """One lineage of noise of a trial.
-
-    Attributes:
-        branch_id: Its public name.
-        start_step: Steps that were behind the trial when it began.
-    """
-
-    branch_id: str
-    start_step: int
 
 
 class Start(NamedTuple):
@@ -70,7 +56,7 @@ class Start(NamedTuple):
         state: After ``step`` steps.
         step: Steps behind the trial.
         keys: Of the branch.
-        branch: The branch.
+        branch: What may be known of it; its microbatch is settled by the first `Trial.advance`.
     """
 
     state: TrainState
@@ -86,15 +72,26 @@ class Trial:
         config: The trial.
         data_home: Where built-in data sets are kept.
         topology: The devices.
+        spent_before: What had been spent on its parameters before its own first step, where
+            another trial is forked.
 
     Raises:
-        ConfigError: The configuration does not fit the data or the model.
+        ConfigError: The configuration does not fit the data or the model, or what was spent
+            before cannot be added to what it spends.
         DatasetError: The data set cannot be read.
         CheckpointError: The initial parameters do not fit.
     """
 
-    def __init__(self, config: TrialConfig, data_home: Path, topology: Topology) -> None:
-        self.config, self.topology = config, topology
+    def __init__(
+        self,
+        config: TrialConfig,
+        data_home: Path,
+        topology: Topology,
+        *,
+        spent_before: Sequence[accounting.Mechanism] = (),
+    ) -> None:
+        check_spent_before(config, spent_before)
+        self.config, self.topology, self.spent_before = config, topology, tuple(spent_before)
         self.placement = _placement(config.data, data_home, topology)
         self.data: Dataset | OpenDataset
         if self.placement == "device":
@@ -126,9 +123,10 @@ class Trial:
             noise_strategy=self.plan.noise_strategy,
         )
         self.runner = self._runner()
+        self.averages_start = 0
         self.has_fitted = False
         # Of several processes one alone may run out of memory.
-        self.may_shrink = jax.process_count() == 1
+        self.may_shrink = topology.is_one_process
 
     def _initial(self) -> Parameters:
         info, model, seed = self.data.info, self.config.model, self.config.seed
@@ -154,108 +152,137 @@ class Trial:
 
     # -- beginning ----------------------------------------------------------------------------
 
-    def start(self, resume_from: Path | None, secrets_dir: Path | None) -> Start:
-        """Where to begin: at the first step, or where a checkpoint stands.
+    def start(
+        self,
+        resume_from: Path | None,
+        secrets_dir: Path | None,
+        *,
+        fork_from: Path | None = None,
+        known_branches: Sequence[Branch] = (),
+    ) -> Start:
+        """Where to begin: at the first step, where a checkpoint stands, or where another trial's.
 
-        A checkpoint's branch is gone on with where its root is kept and this process repeats a
-        step bit for bit. Otherwise another branch begins.
+        A branch is gone on with where its root is kept and this process repeats its steps bit for
+        bit: one of ``known_branches`` that began with this very state, or else the one that came
+        to it. Otherwise another branch begins.
 
         Args:
             resume_from: A checkpoint of this trial, or None.
             secrets_dir: Where roots are kept, or None.
+            fork_from: A checkpoint of another trial to begin with, or None; not read where there
+                is one of this trial.
+            known_branches: Branches of this trial, in the order in which they began.
 
         Raises:
             CheckpointError: The checkpoint is damaged, of another trial, or cannot be gone on
                 with by another branch.
+            ConfigError: The configuration cannot begin with what it is to be forked from.
             SecretError: A root cannot be read or kept.
         """
-        params = self.initial.trainable
-        opt_state = make_optimizer(self.config.optimizer, self.config.learning_rate).init(params)
-        state = TrainState(
-            params=params,
-            opt_state=opt_state,
-            l2_clip_norm=jnp.float32(self.plan.l2_clip_norm),
-            averages=start_averages(self.config.averaging, params),
-            noise=(),
+        begun = self._beginning(resume_from, fork_from)
+        self.frozen = self.runner.frozen = self.topology.everywhere(begun.frozen)
+        self.runner.traced = self.topology.everywhere(
+            self.traced._replace(averages_start=np.float32(begun.averages_start))
         )
-        if resume_from is None:
-            return self._new_branch(state, 0, secrets_dir)
-        manifest = read_manifest(resume_from)
-        self._check_same_trial(resume_from, manifest)
-        state = self._restored(resume_from, manifest, state)
-        keys = self._kept_keys(manifest, secrets_dir)
-        if keys is None:
-            if self.plan.noise_strategy:
+        self.averages_start = begun.averages_start
+        kept = self._kept_branch(begun, known_branches, secrets_dir)
+        if kept is None:
+            if resume_from is not None and self.plan.noise_strategy:
                 raise CheckpointError(
                     f"checkpoint {str(resume_from)!r}: its noise is correlated with that of "
                     "earlier steps, so only a process that has its key and repeats its steps bit "
                     "for bit may go on; allowed is to begin anew"
                 )
-            return self._new_branch(state, manifest.step, secrets_dir)
+            return self._new_branch(begun, secrets_dir)
+        keys, branch = kept
         self.may_shrink = False
-        branch = Branch(keys.branch_id, manifest.branch_start)
-        noise_keys = keys.noise_keys(range(branch.start_step + 1, manifest.step + 1))
+        noise_keys = keys.noise_keys(range(branch.start_step + 1, begun.step + 1))
         stddev = self.plan.grad_noise_multiplier * self.plan.l2_clip_norm
-        noise = replay(self.plan.noise_strategy, state.params, noise_keys, stddev)
-        return self._started(state._replace(noise=noise), manifest.step, keys, branch)
+        noise = replay(self.plan.noise_strategy, begun.state.params, noise_keys, stddev)
+        return self._started(begun, noise, keys, branch)
 
-    def _new_branch(self, state: TrainState, step: int, secrets_dir: Path | None) -> Start:
-        keys = self.topology.new_keys()
-        if secrets_dir is not None and self.topology.leads:
-            keys.save(secrets_dir)
-        noise = start_noise(self.plan.noise_strategy, state.params)
-        self._settle_engine(state)
-        return self._started(state._replace(noise=noise), step, keys, Branch(keys.branch_id, step))
-
-    def _started(self, state: TrainState, step: int, keys: BranchKeys, branch: Branch) -> Start:
-        return Start(self.topology.everywhere(state), step, keys, branch)
-
-    def _restored(self, path: Path, manifest: Manifest, state: TrainState) -> TrainState:
-        joined = load_params(
-            path, self.network.joined(self.initial.trainable, self.initial.frozen)
+    def _beginning(self, resume_from: Path | None, fork_from: Path | None) -> Beginning:
+        beginnings = Beginnings(
+            config=self.config,
+            plan=self.plan,
+            network=self.network,
+            initial=self.initial,
+            architecture=self.architecture,
+            fingerprint=self.data.info.fingerprint,
+            spent_before=self.spent_before,
         )
-        params, frozen = self.network.split(joined)
-        self.frozen = self.topology.everywhere(frozen)
-        self.runner.frozen = self.frozen
-        clip_norm = manifest.l2_clip_norm
-        if clip_norm is None:  # of a trial whose clip norm never changed
-            clip_norm = self.plan.l2_clip_norm
-        return state._replace(
-            params=params,
-            opt_state=load_opt_state(path, state.opt_state),
-            l2_clip_norm=jnp.float32(clip_norm),
-            averages=load_averages(path, state.averages),
-        )
+        if resume_from is not None:
+            return beginnings.resumed(resume_from)
+        if fork_from is not None:
+            return beginnings.forked(fork_from)
+        return beginnings.fresh()
 
-    def _kept_keys(self, manifest: Manifest, secrets_dir: Path | None) -> BranchKeys | None:
-        """The keys of a checkpoint's branch, if its steps can be repeated bit for bit."""
-        branch_id = manifest.branch_id
-        if branch_id is None or manifest.engine is None or secrets_dir is None:
-            return None
-        engine, microbatch_size = manifest.engine
-        same = dataclasses.replace(self.recipe, engine=engine, microbatch_size=microbatch_size)
+    def _kept_branch(
+        self, begun: Beginning, known: Sequence[Branch], secrets_dir: Path | None
+    ) -> tuple[BranchKeys, Branch] | None:
+        """A branch whose root is kept and whose steps from here can be repeated bit for bit."""
+        here = (begun.step, begun.digest)
+        candidates = [each for each in reversed(known) if (each.start_step, each.origin) == here]
+        candidates += [begun.branch] if begun.branch is not None else []
         found: list[BranchKeys] = []
 
         def look() -> int:
-            keys = None
-            if manifest.program == self._digest(same):
-                keys = BranchKeys.load(secrets_dir, branch_id)
-            found.extend([keys] if keys is not None else [])
-            return len(found)
+            """The number of the first that can be gone on with, from 1; 0 for none."""
+            for number, branch in enumerate(candidates, 1):
+                keys = self._keys_of(branch, secrets_dir)
+                if keys is not None:
+                    found.append(keys)
+                    return number
+            return 0
 
-        if not self.topology.agreed(look):
+        number = self.topology.agreed(look)
+        if not number:
             return None
-        self.recipe = same
-        return self.topology.agreed_keys(found[0] if found else None)
+        branch = candidates[number - 1]
+        self.recipe = self._recipe_of(branch)
+        return self.topology.agreed_keys(found[0] if found else None), branch
 
-    def _check_same_trial(self, path: Path, manifest: Manifest) -> None:
-        ours = (config_digest(self.config), self.data.info.fingerprint, self.architecture)
-        if ours != (manifest.config_digest, manifest.dataset_fingerprint, manifest.architecture):
-            raise CheckpointError(
-                f"checkpoint {str(path)!r}: belongs to another configuration or data set; "
-                "allowed is one of this trial (iterations, report_every_steps, evaluation, "
-                "data.placement, clipping.engine and clipping.microbatch_size may differ)"
-            )
+    def _keys_of(self, branch: Branch, secrets_dir: Path | None) -> BranchKeys | None:
+        clipping = self.config.clipping
+        if secrets_dir is None or branch.program is None:
+            return None
+        if not branch.computes_as(clipping.engine, clipping.microbatch_size):
+            return None
+        if branch.program != self._digest(self._recipe_of(branch)):
+            return None
+        return BranchKeys.load(secrets_dir, branch.branch_id)
+
+    def _recipe_of(self, branch: Branch) -> Recipe:
+        return dataclasses.replace(
+            self.recipe, engine=branch.engine, microbatch_size=branch.microbatch_size
+        )
+
+    def _new_branch(self, begun: Beginning, secrets_dir: Path | None) -> Start:
+        keys = self.topology.new_keys()
+        if secrets_dir is not None and self.topology.leads:
+            keys.save(secrets_dir)
+        self._settle_engine(begun.state)
+        branch = Branch(
+            keys.branch_id,
+            begun.step,
+            origin=begun.digest,
+            asked_microbatch_size=self.config.clipping.microbatch_size,
+        )
+        noise = start_noise(self.plan.noise_strategy, begun.state.params)
+        return self._started(begun, noise, keys, self._as_computed(branch))
+
+    def _started(self, begun: Beginning, noise: Any, keys: BranchKeys, branch: Branch) -> Start:
+        state = self.topology.everywhere(begun.state._replace(noise=noise))
+        return Start(state, begun.step, keys, branch)
+
+    def _as_computed(self, branch: Branch) -> Branch:
+        """A branch with how its steps are computed now."""
+        return dataclasses.replace(
+            branch,
+            program=self._digest(self.recipe),
+            engine=self.recipe.engine,
+            microbatch_size=self.recipe.microbatch_size,
+        )
 
     def _settle_engine(self, state: TrainState) -> None:
         self.recipe = settled(
@@ -271,7 +298,8 @@ class Trial:
         counting = None
         if config.evaluation.protection == "dp":
             counting = (config.evaluation, config.report_every_steps)
-        return program_digest(recipe, self.topology, (self.placement, schedule, counting))
+        trial = (config_digest(config), self.data.info.fingerprint, self.architecture)
+        return program_digest(recipe, self.topology, (self.placement, schedule, counting, trial))
 
     # -- training -----------------------------------------------------------------------------
 
@@ -279,29 +307,36 @@ class Trial:
         """Takes the steps up to ``stop``, with smaller microbatches if the memory is too short.
 
         Microbatches change neither the batch nor its noise, but rounding. So a branch that is
-        gone on with keeps to its own, and fails where they do not fit. Only the first call can
-        fail so: all others want as much memory as that did.
+        gone on with keeps to its own, and fails where they do not fit. Only the first call
+        shrinks them: all others want as much memory as that did.
+
+        Raises:
+            OutOfMemory: The microbatch does not fit, and may not or cannot be smaller.
         """
-        take = functools.partial(
-            self.runner.advance, keys=at.keys, start=at.step, stop=stop, on_step=on_step
-        )
-        if self.has_fitted:
-            return at._replace(state=take(self.recipe, at.state), step=stop)
         # The state is donated, so it may be gone when the program fails.
-        spare = _copied(self.topology.here(at.state))
+        shrinks = self.may_shrink and not self.has_fitted
+        spare = _copied(self.topology.here(at.state)) if shrinks else None
         state = at.state
         while True:
             try:
-                state = jax.block_until_ready(take(self.recipe, state))
-                self.has_fitted = True
-                return at._replace(state=state, step=stop)
+                state = self.runner.advance(
+                    self.recipe, state, keys=at.keys, start=at.step, stop=stop, on_step=on_step
+                )
+                if not self.has_fitted:
+                    jax.block_until_ready(state)
+                break
             except jax.errors.JaxRuntimeError as error:
-                size = self.recipe.microbatch_size or self.runner.capacity
-                if not is_out_of_memory(error) or size == 1 or not self.may_shrink:
+                if not is_out_of_memory(error):
                     raise
+                size = self.recipe.microbatch_size or self.runner.capacity
+                if not shrinks or size == 1:
+                    raise OutOfMemory(_too_large(size), microbatch_size=size) from error
             self.recipe = dataclasses.replace(self.recipe, microbatch_size=size // 2)
             LOGGER.warning("out of memory with %d at a time; going on with %d", size, size // 2)
             state = self.topology.everywhere(spare)
+        self.has_fitted = True
+        branch = self._as_computed(at.branch) if shrinks else at.branch
+        return at._replace(state=state, step=stop, branch=branch)
 
     # -- what is told -------------------------------------------------------------------------
 
@@ -334,9 +369,9 @@ class Trial:
         counting = evaluation_mechanism(config)
         return TrialReport(
             step=at.step,
-            epsilon=self._epsilon(self.plan.mechanism, charged),
+            epsilon=self._epsilon(*self.spent_before, self.plan.mechanism.after(charged)),
             delta=config.target_delta,
-            eval_epsilon=None if counting is None else self._epsilon(counting, counts_charged),
+            eval_epsilon=counting and self._epsilon(counting.after(counts_charged)),
             l2_clip_norm=float(state.l2_clip_norm),
             outcome=outcome,
             **fields,
@@ -354,11 +389,9 @@ class Trial:
     def _eval_arrays(self) -> tuple[jax.Array, jax.Array]:
         return _eval_on_device(self.data)
 
-    def _epsilon(self, mechanism: accounting.Mechanism, iterations: int) -> float:
-        return accounting.epsilon(
-            mechanism.after(iterations),
-            delta=self.config.target_delta,
-            accountant=self.config.accountant,
+    def _epsilon(self, *spent: accounting.Mechanism) -> float:
+        return accounting.epsilon_of_list(
+            composed(spent), delta=self.config.target_delta, accountant=self.config.accountant
         )
 
     def checkpoint(self, at: Start) -> dict[str, Any]:
@@ -374,15 +407,27 @@ class Trial:
             "architecture": self.architecture,
             "dataset_fingerprint": self.data.info.fingerprint,
             "config_digest": config_digest(self.config),
-            "branch_id": at.branch.branch_id,
-            "branch_start": at.branch.start_step,
-            "program": self._digest(self.recipe),
-            "engine": (self.recipe.engine, self.recipe.microbatch_size),
+            "branch": at.branch,
+            "parts": state_parts(self.config),
+            "averages_start": self.averages_start,
+            "spent_before": tuple(mechanism.to_json() for mechanism in self.spent_before),
         }
 
     def close(self) -> None:
         """Ends what runs in the background."""
         self.runner.close()
+
+
+def _too_large(size: int) -> str:
+    if size == 1:
+        return (
+            "out of memory with clipping.microbatch_size=1: allowed is a device with more memory, "
+            "or a smaller model"
+        )
+    return (
+        f"out of memory with clipping.microbatch_size={size}: allowed is a smaller one, which "
+        "begins another branch where steps were taken with this one, or a device with more memory"
+    )
 
 
 def _copied(tree: Any) -> Any:

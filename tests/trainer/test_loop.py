@@ -10,7 +10,7 @@ import accounting
 from trainer import trial as trial_module
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import AveragingConfig, EvaluationConfig
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, OutOfMemory
 from trainer.loop import run_trial, trial_reports
 from trainer.mechanism.keys import BranchKeys
 from trainer.reporting import Dp, Private, Public, TrialReport, label_of, releasable
@@ -156,9 +156,9 @@ def test_where_memory_is_short_microbatches_shrink_and_nothing_else_changes(
 def test_memory_that_is_too_short_for_one_example_is_an_error(data_home, monkeypatch):
     trial = Trial(CONFIG, data_home, devices.topology(1))
     sizes = failing(trial, monkeypatch, most=0)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(OutOfMemory, match="microbatch_size=1: allowed is a device") as refused:
         trial.advance(trial.start(None, None), 4, lambda step: None)
-    assert sizes[-1] == 1
+    assert refused.value.microbatch_size == sizes[-1] == 1
 
 
 def test_stopping_means_not_asking_for_more(data_home):
@@ -171,9 +171,10 @@ def test_stopping_means_not_asking_for_more(data_home):
     assert charged == [4]
 
 
-def test_only_the_newest_checkpoint_is_kept(data_home, tmp_path):
+def test_the_newest_two_checkpoints_are_kept(data_home, tmp_path):
     result = run_trial(CONFIG, data_home=data_home, checkpoint_dir=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-00000008", "step-00000010"]
     assert result.checkpoint == checkpoint_path(tmp_path, 10)
     assert checkpoints.read_manifest(checkpoint_path(tmp_path, 10)).step == 10
 

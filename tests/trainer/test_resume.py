@@ -15,11 +15,11 @@ from trainer.config_sections import (
     EvaluationConfig,
     MechanismConfig,
 )
-from trainer.errors import CheckpointError, SecretError
+from trainer.errors import CheckpointError, OutOfMemory, SecretError
 from trainer.loop import run_trial, trial_reports
 from trainer.mechanism.keys import BranchKeys
 from trainer.training import devices
-from trainer.trial import Branch, Trial
+from trainer.trial import Trial
 from trainer.weights.checkpoint_writer import checkpoint_path
 from trainer.weights.checkpoints import read_manifest
 
@@ -63,9 +63,10 @@ def interrupted(config, data_home, folder, reports=2):
 
 def branch_of(checkpoint):
     """The branch of a trial's first checkpoints."""
-    branch_id = read_manifest(checkpoint).branch_id
-    assert branch_id is not None
-    return Branch(branch_id, 0)
+    branch = read_manifest(checkpoint).branch
+    assert branch is not None
+    assert branch.start_step == 0
+    return branch
 
 
 class Charges:
@@ -114,30 +115,34 @@ def test_going_on_without_the_key_begins_a_branch_and_pays_for_it(data_home, tmp
     assert charges(new, STEPS) == 17 + STEPS - 10
     assert result.report.step == STEPS
     assert result.checkpoint is not None
-    assert read_manifest(result.checkpoint).branch_id == new.branch_id
+    assert read_manifest(result.checkpoint).branch == new
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"clipping": ClippingConfig(engine="vmap")},
+        {"clipping": ClippingConfig(engine="book_keeping", microbatch_size=16)},
         {"data": DataConfig(name="digits", placement="streamed")},
         {"evaluation": EvaluationConfig(protection="dp", noise_multiplier=3.0)},
     ],
-    ids=["engine", "placement", "evaluation"],
+    ids=["engine", "microbatch", "placement", "evaluation"],
 )
 def test_noise_is_not_repeated_where_anything_differs(data_home, tmp_path, change):
     checkpoint = interrupted(CONFIG, data_home, tmp_path)
     charges = Charges()
     config = dataclasses.replace(CONFIG, **change)
-    if change.keys() == {"clipping"}:
-        # The checkpoint's own engine is taken over, so nothing differs.
-        resumed(config, data_home, tmp_path, checkpoint, charges)
-        assert {branch.start_step for branch in charges.reached} == {0}
-        return
     counts = lambda branch, step, counts: counts
     resumed(config, data_home, tmp_path, checkpoint, charges, charge_counts=counts)
     assert {branch.start_step for branch in charges.reached} == {10}
+
+
+def test_what_a_configuration_leaves_open_is_the_branchs(data_home, tmp_path):
+    checkpoint = interrupted(CONFIG, data_home, tmp_path)
+    branch, charges = branch_of(checkpoint), Charges()
+    config = dataclasses.replace(CONFIG, clipping=ClippingConfig())
+    resumed(config, data_home, tmp_path, checkpoint, charges)
+    assert charges.reached == {branch: STEPS}
 
 
 def test_another_program_begins_a_branch(data_home, tmp_path, monkeypatch):
@@ -199,5 +204,6 @@ def test_memory_too_short_for_a_branchs_microbatch_is_an_error(data_home, tmp_pa
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
     monkeypatch.setattr(trial.runner, "advance", full)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(OutOfMemory, match="another branch") as refused:
         trial.advance(at, STEPS, lambda step: None)
+    assert refused.value.microbatch_size == trial.runner.capacity

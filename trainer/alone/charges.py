@@ -3,7 +3,8 @@
 The file is written anew under another name, synced and renamed into place before `charge` returns,
 so a crash at any moment leaves the charge before or the charge after, never less than was seen.
 What a run has spent is the sum over its branches: each draws its own noise, so steps that a later
-branch takes again are paid for again.
+branch takes again are paid for again. What is known of each branch stands beside its charge, so
+that one can be gone on with also where no checkpoint of it is left.
 
 The file ends in a digest of the rest. That finds damage and edits by hand, not somebody who means
 to forge it: whoever must not be trusted with the file needs a ledger elsewhere.
@@ -12,21 +13,19 @@ to forge it: whoever must not be trusted with the file needs a ledger elsewhere.
 import dataclasses
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from trainer.config import TrialConfig
+from trainer.durability import write_durably
 from trainer.errors import ChargesError
+from trainer.mechanism.branch import Branch
 from trainer.training.plan import mechanism_of
 
-if TYPE_CHECKING:
-    from trainer.trial import Branch  # whose module imports JAX
-
-_FORMAT = 1
-_BRANCH_ID = re.compile(r"[0-9a-f]{16}")
+_FORMAT = 2
+# Format 1 knew of a branch only where it began.
+_READABLE_FORMATS = (1, _FORMAT)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,21 +33,38 @@ class _Charged:
     """What one branch has been charged.
 
     Attributes:
-        start_step: Steps that were behind the trial when it began.
+        branch: The branch.
         step: The furthest step charged.
         counts: Counts of the evaluation examples charged.
     """
 
-    start_step: int
+    branch: Branch
     step: int
     counts: int = 0
 
     def __post_init__(self) -> None:
-        for value in dataclasses.astuple(self):
+        for value in (self.step, self.counts):
             if type(value) is not int or value < 0:
                 raise ValueError(value)
-        if self.step < self.start_step:
+        if self.step < self.branch.start_step:
             raise ValueError(self.step)
+
+    @property
+    def iterations(self) -> int:
+        return self.step - self.branch.start_step
+
+    def to_json(self) -> dict[str, Any]:
+        facts = self.branch.to_json()
+        del facts["branch_id"]  # under which it is kept
+        return {**facts, "step": self.step, "counts": self.counts}
+
+    @classmethod
+    def from_json(cls, branch_id: str, entry: Mapping[str, Any]) -> "_Charged":
+        facts = dict(entry)
+        step, counts = facts.pop("step"), facts.pop("counts", 0)
+        return cls(
+            branch=Branch.from_json({"branch_id": branch_id, **facts}), step=step, counts=counts
+        )
 
 
 def charged_terms(config: TrialConfig) -> dict[str, Any]:
@@ -96,7 +112,7 @@ class FileCharges:
         is correlated, a group costs what its first step does, and no branch shares one.
         """
         bands = self._terms["mechanism"].get("bands", 1)
-        taken = [each.step - each.start_step for each in self._branches.values()]
+        taken = [each.iterations for each in self._branches.values()]
         return sum(-(-steps // bands) * bands for steps in taken[:-1]) + sum(taken[-1:])
 
     @property
@@ -104,12 +120,17 @@ class FileCharges:
         """Counts charged to the whole trial."""
         return sum(each.counts for each in self._branches.values())
 
-    def charge(self, branch: "Branch", step: int) -> int:
+    @property
+    def branches(self) -> list[Branch]:
+        """All branches, in the order in which they began."""
+        return [each.branch for each in self._branches.values()]
+
+    def charge(self, branch: Branch, step: int) -> int:
         """A `trainer.loop.ChargeFn`."""
         self._raise(branch, step, 0)
         return self.iterations
 
-    def charge_counts(self, branch: "Branch", step: int, counts: int) -> int:
+    def charge_counts(self, branch: Branch, step: int, counts: int) -> int:
         """A `trainer.loop.CountChargeFn`."""
         self._raise(branch, step, counts)
         return self.counts
@@ -127,15 +148,17 @@ class FileCharges:
                 "an older copy or another run's, and is not used"
             )
 
-    def _raise(self, branch: "Branch", step: int, counts: int) -> None:
+    def _raise(self, branch: Branch, step: int, counts: int) -> None:
         before = self._branches.get(branch.branch_id)
         if before is None:
-            before = _Charged(start_step=branch.start_step, step=branch.start_step)
-        if before.start_step != branch.start_step:
+            before = _Charged(branch=branch, step=branch.start_step)
+        if before.branch.start_step != branch.start_step:
             self._refuse(
-                f"has branch {branch.branch_id} begin at step {before.start_step}, not "
+                f"has branch {branch.branch_id} begin at step {before.branch.start_step}, not "
                 f"{branch.start_step}"
             )
+        if before.branch != branch:
+            self._refuse(f"has branch {branch.branch_id} compute other steps than it does now")
         after = dataclasses.replace(
             before, step=max(before.step, step), counts=max(before.counts, counts)
         )
@@ -148,7 +171,7 @@ class FileCharges:
         body = {
             "format": _FORMAT,
             **self._terms,
-            "branches": {name: dataclasses.asdict(each) for name, each in branches.items()},
+            "branches": {name: each.to_json() for name, each in branches.items()},
         }
         text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
         try:
@@ -162,39 +185,25 @@ class FileCharges:
             digest = body.pop("sha256")
             known, branches = body.pop("format"), body.pop("branches")
             whole = digest == _digest({"format": known, **body, "branches": branches})
-            charged = {name: _Charged(**each) for name, each in branches.items()}
+            charged = {name: _Charged.from_json(name, each) for name, each in branches.items()}
         except FileNotFoundError:
             self._refuse(
                 "is missing, so nobody can tell what was spent; allowed is a new directory"
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             whole, known, body, charged = False, None, {}, {}
-        if not whole or not all(map(_BRANCH_ID.fullmatch, charged)):
+        if not whole:
             self._refuse(
                 "is damaged or was edited, so nobody can tell what was spent; allowed is "
                 "the file as it was written, or a new directory"
             )
-        if known != _FORMAT:
-            self._refuse(f"has format {known!r}; this version reads {_FORMAT}")
+        if known not in _READABLE_FORMATS:
+            readable = " and ".join(map(str, _READABLE_FORMATS))
+            self._refuse(f"has format {known!r}; this version reads {readable}")
         return body, charged
 
     def _refuse(self, message: str) -> NoReturn:
         raise ChargesError(f"{self._path}: {message}") from None
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replaces a file: afterwards all of it is there, or, if this fails, what was before."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _digest(body: Mapping[str, Any]) -> str:

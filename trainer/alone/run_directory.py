@@ -1,6 +1,6 @@
 """What a run leaves behind, in one directory that one process at a time works in.
 
-checkpoints/     the newest checkpoint
+checkpoints/     the newest two checkpoints
 secrets/         the roots of noise keys while the run can be gone on with; 0700
 charges.json     what has been spent (`trainer.alone.charges`)
 config.json      the configuration, with everything that the file left out
@@ -15,9 +15,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from trainer.alone.charges import write_durably
 from trainer.config import TrialConfig
+from trainer.durability import write_durably
 from trainer.errors import RunError
+from trainer.weights.checkpoint_writer import checkpoints_in
 
 _LOCK = ".lock"
 
@@ -69,8 +70,8 @@ class RunDirectory:
             yield
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint, if there is one."""
-        return max(self.checkpoints.glob("step-*"), default=None)
+        """The newest checkpoint, if there is one; whether it is whole is not looked at."""
+        return next(iter(checkpoints_in(self.checkpoints)), None)
 
     def save_config(self, config: TrialConfig) -> None:
         """Keeps the configuration."""

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from trainer.alone.progress import RunProgress, shown_report
 from trainer.alone.run_directory import RunDirectory
 from trainer.config import TrialConfig
 from trainer.errors import RunError
-from trainer.weights.checkpoints import read_manifest
+from trainer.mechanism.branch import Branch
+from trainer.weights.checkpoint_writer import checkpoints_in
+from trainer.weights.checkpoints import first_readable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,11 @@ def train(
     """
     if not options.hosts.leads:
         options.hosts.connect()
-        checkpoint = run.newest_checkpoint() if options.resume else None
-        for _ in _reports(config, run, options, checkpoint, None, lambda step: None):
+        checkpoint, known = None, []
+        if options.resume:  # as the first does, which waits for the others before it goes on
+            checkpoint = first_readable(checkpoints_in(run.checkpoints)).path
+            known = FileCharges(run.charges, charged_terms(config), create=False).branches
+        for _ in _reports(config, run, options, checkpoint, known, None, lambda step: None):
             if options.hosts.any(False):
                 break
         return None
@@ -106,16 +111,18 @@ def _lead(
     charges: FileCharges,
     console: Console,
 ) -> Ended:
-    start, checkpoint, last = 0, run.newest_checkpoint(), run.last_report()
+    start, last = 0, run.last_report()
     if last is not None and last.get("outcome") == "diverged":
         raise RunError(
             f"{run.path}: diverged at step {last.get('step')}, so there is nothing to go on with; "
             "allowed is to begin another, say with a smaller learning_rate"
         )
-    if checkpoint is not None:
-        manifest = read_manifest(checkpoint)
+    checkpoint, manifest, passed_over = first_readable(checkpoints_in(run.checkpoints))
+    if manifest is not None:
         start = manifest.step
-        charges.check_covers(manifest.branch_id, start)
+        charges.check_covers(manifest.branch and manifest.branch.branch_id, start)
+    for reason in passed_over:
+        console.print(f"{reason}; going on from step {start}", markup=False, soft_wrap=True)
     if start >= config.iterations:
         console.print(f"nothing is left to run: {start} of {config.iterations} steps are taken")
         return Ended(report=last, iterations=charges.iterations, counts=charges.counts)
@@ -136,7 +143,7 @@ def _lead(
         progress,
         _logged(progress),
         contextlib.closing(
-            _reports(config, run, options, checkpoint, charges, progress.on_step)
+            _reports(config, run, options, checkpoint, charges.branches, charges, progress.on_step)
         ) as reports,
     ):
         for report in reports:
@@ -164,6 +171,7 @@ def _reports(
     run: RunDirectory,
     options: Options,
     checkpoint: Path | None,
+    known_branches: Sequence[Branch],
     charges: FileCharges | None,
     on_step: Any,
 ) -> Any:
@@ -177,6 +185,7 @@ def _reports(
         data_home=options.data_home,
         checkpoint_dir=run.checkpoints,
         resume_from=checkpoint,
+        known_branches=known_branches,
         secrets_dir=run.secrets,
         charge=charges.charge if charges else by_the_first,
         charge_counts=charges.charge_counts if charges else by_the_first,

@@ -13,7 +13,6 @@ the very same steps again, which costs nothing; one that does not, begins anothe
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,10 +20,11 @@ from typing import NoReturn
 
 import numpy as np
 
+from trainer.durability import sync
 from trainer.errors import SecretError
+from trainer.mechanism.branch import BRANCH_ID
 
 _ROOT_BYTES = 32
-_BRANCH_ID = re.compile(r"[0-9a-f]{16}")
 
 
 class BranchKeys:
@@ -89,6 +89,7 @@ class BranchKeys:
                 file.write(self._root)
                 file.flush()
                 os.fsync(file.fileno())
+            sync(secrets_dir)
         except OSError as error:
             raise SecretError(f"{secrets_dir}: no key can be kept there: {error}") from error
 
@@ -126,11 +127,6 @@ class BranchKeys:
             root = np.frombuffer(keys._root, np.uint8)
         return cls(np.asarray(from_first(root), np.uint8).tobytes())
 
-    def forget(self, secrets_dir: Path) -> None:
-        """Removes the root's file, if there is one: the branch cannot be gone on with."""
-        with contextlib.suppress(OSError):
-            _path(secrets_dir, self.branch_id).unlink(missing_ok=True)
-
     def _threefry(self, purpose: bytes, steps: Iterable[int]) -> np.ndarray:
         keys = b"".join(self._derive(purpose, step)[:8] for step in steps)
         return np.frombuffer(keys, dtype=np.uint32).reshape(-1, 2)
@@ -150,8 +146,14 @@ class BranchKeys:
         raise TypeError("BranchKeys cannot be pickled: noise keys never leave their process")
 
 
+def forget_root(secrets_dir: Path, branch_id: str) -> None:
+    """Removes the file of a branch's root, if there is one: the branch cannot be gone on with."""
+    with contextlib.suppress(OSError):
+        _path(secrets_dir, branch_id).unlink(missing_ok=True)
+
+
 def _path(secrets_dir: Path, branch_id: str) -> Path:
     # The id may come from a checkpoint that somebody else wrote, and becomes part of a path.
-    if not _BRANCH_ID.fullmatch(branch_id):
+    if not BRANCH_ID.fullmatch(branch_id):
         raise SecretError(f"branch {branch_id!r}: allowed are 16 hexadecimal digits")
     return secrets_dir / f"{branch_id}.key"

@@ -28,7 +28,7 @@ def update_averages(
     Args:
         averages: Before it.
         params: The iterate that the step ended with.
-        step: The step's number, from 1.
+        step: The step's number since the averages began, from 1.
         ema_decay: Decay of ``ema``. Its first steps decay faster, by
             ``min(decay, (1 + t) / (10 + t))`` with t steps before (De et al. 2022,
             https://arxiv.org/abs/2204.13650, appendix C.3, after TensorFlow's).

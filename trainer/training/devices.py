@@ -36,6 +36,11 @@ class Topology:
         return 1 if self.mesh is None else self.mesh.size
 
     @property
+    def is_one_process(self) -> bool:
+        """Whether there is no process but this."""
+        return jax.process_count() == 1
+
+    @property
     def leads(self) -> bool:
         """Whether this process speaks for all."""
         return jax.process_index() == 0

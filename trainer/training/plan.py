@@ -11,6 +11,7 @@ With `quantile` clipping a step releases two noisy sums, of gradients and of a c
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ from accounting import (
     InvalidPrivacyParameter,
     Mechanism,
     TruncatedDpSgdMechanism,
+    TruncatedSampledGaussian,
 )
+from accounting.mechanism import composed
 from trainer.config import TrialConfig
 from trainer.errors import ConfigError
 from trainer.mechanism.sampling import Sampler
@@ -190,6 +193,31 @@ def mechanism_of(config: TrialConfig) -> Mechanism:
             truncated_batch_size=chosen.truncated_batch_size,
         )
     return DpSgdMechanism(**facts)
+
+
+def check_spent_before(config: TrialConfig, spent_before: Sequence[Mechanism]) -> None:
+    """Checks that what was spent before a trial can be added to what it spends.
+
+    Raises:
+        ConfigError: It speaks of other neighbours or of another unit, or the trial's accountant
+            does not serve it.
+    """
+    for index, mechanism in enumerate(spent_before):
+        field = f"spent_before[{index}]"
+        if not isinstance(mechanism, Mechanism):
+            raise ConfigError(f"{field}={mechanism!r}: allowed is an accounting.Mechanism")
+        for fact in ("neighboring_relation", "privacy_unit"):
+            theirs, ours = getattr(mechanism, fact), getattr(config, fact)
+            if theirs != ours:
+                raise ConfigError(
+                    f"{field}.{fact}={theirs!r}: allowed is the trial's own, {ours!r}, for costs "
+                    "of two kinds cannot be added"
+                )
+    truncated = any(isinstance(step, TruncatedSampledGaussian) for step in composed(spent_before))
+    if truncated and config.accountant != "pld":
+        raise ConfigError(
+            f"accountant={config.accountant!r}: allowed is pld where batches were truncated before"
+        )
 
 
 def evaluation_mechanism(config: TrialConfig) -> Mechanism | None:

@@ -46,6 +46,9 @@ class Runner(Protocol):
     frozen: Any
     """Parameters that are not trained, on the devices."""
 
+    traced: Any
+    """The trial's numbers, on the devices."""
+
     def advance(
         self,
         recipe: Recipe,

@@ -62,6 +62,7 @@ class Traced(NamedTuple):
         expected_batch_size: Divisor of the noisy sums.
         weight_decay: Of the optimizer.
         ema_decay: Of the moving average, where there is one.
+        averages_start: Steps that were behind the trial when its averages began.
         quantile: Given where the mode is `quantile`, and only there.
     """
 
@@ -70,6 +71,7 @@ class Traced(NamedTuple):
     expected_batch_size: jax.Array | float
     weight_decay: jax.Array | float = 0.0
     ema_decay: jax.Array | float = 0.0
+    averages_start: jax.Array | float = 0.0
     quantile: QuantileTraced | None = None
 
 
@@ -227,11 +229,12 @@ class Recipe:
         )
         updates, opt_state = optimizer.update(dp_grad, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        averaged = jnp.asarray(inputs.step, jnp.float32) - traced.averages_start
         return TrainState(
             params=params,
             opt_state=opt_state,
             l2_clip_norm=self._next_clip_norm(state, sums, inputs, traced),
-            averages=update_averages(state.averages, params, inputs.step, traced.ema_decay),
+            averages=update_averages(state.averages, params, averaged, traced.ema_decay),
             noise=noise,
         )
 

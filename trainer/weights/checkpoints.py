@@ -2,10 +2,10 @@
 
 A checkpoint is a directory with Orbax trees (``params/``, ``opt_state/``, ``averages/``) and
 ``checkpoint.json``: what they belong to, and the SHA-256 of every file. It is written under
-another name, synced, and renamed into place, so a crash leaves no half of one; any later damage
-shows as a digest that differs. No key is ever in it, and nothing that noise remembers: it names
-the branch whose root may lie below ``secrets/`` (`trainer.mechanism.keys`), and whoever has that
-goes on bit for bit.
+another name, synced with all that is in it, and renamed into place, so neither a crash nor a full
+disk leaves half of one; any later damage shows as a digest that differs. No key is ever in it, and
+nothing that noise remembers: it names the branch whose root may lie below ``secrets/``
+(`trainer.mechanism.keys`), and whoever has that goes on bit for bit.
 
 `read_manifest` and `check_initial_params` need no JAX, so a specification that names a
 checkpoint can be refused before anything starts.
@@ -15,18 +15,22 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trainer.config import ModelConfig, TrialConfig, fixed_weight_decay
 from trainer.config_sections import AugmentationConfig, AveragingConfig, MechanismConfig
+from trainer.durability import sync, sync_tree
 from trainer.errors import CheckpointError
+from trainer.mechanism.branch import Branch
 
-FORMAT = 3
+FORMAT = 4
 # Format 1 knew no clip norm: every trial's was fixed by its configuration. Format 2 named no
-# branch: no root was kept.
-_READABLE_FORMATS = (1, 2, FORMAT)
+# branch: no root was kept. Format 3 knew less of it, and of what a fork may take over.
+_READABLE_FORMATS = (1, 2, 3, FORMAT)
 _MANIFEST = "checkpoint.json"
 # What choices were before there were any: of a trial, of its data and of its model.
 _BEFORE: dict[str, Any] = {
@@ -58,10 +62,11 @@ class Manifest:
         config_digest: Of everything that must agree for the trial to go on (`config_digest`).
         files: Relative path of every file to its SHA-256.
         l2_clip_norm: Of the next step; None in format 1, whose trials never changed it.
-        branch_id: Whose keys the steps had (`trainer.mechanism.keys`); None before format 3.
-        branch_start: Steps that were behind the trial when that branch began.
-        program: Digest of all that must agree for a step to be repeated bit for bit.
-        engine: How gradients were computed, and of how many units at a time.
+        branch: Whose keys the last step had; None before format 3.
+        parts: What each part of the state is of (`state_parts`); None before format 4.
+        averages_start: Steps that were behind the trial when its averages began.
+        spent_before: What had been spent on the parameters before the trial's own first step, as
+            mechanisms in JSON; empty where no other trial was forked.
     """
 
     step: int
@@ -70,14 +75,24 @@ class Manifest:
     config_digest: str
     files: dict[str, str]
     l2_clip_norm: float | None = None
-    branch_id: str | None = None
-    branch_start: int = 0
-    program: str | None = None
-    engine: tuple[str, int | None] | None = None
+    branch: Branch | None = None
+    parts: dict[str, Any] | None = None
+    averages_start: int = 0
+    spent_before: tuple[dict[str, Any], ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.engine is not None:  # JSON has no tuples
-            object.__setattr__(self, "engine", tuple(self.engine))
+
+class FirstReadable(NamedTuple):
+    """The first of several checkpoints that can be used.
+
+    Attributes:
+        path: Where it is; None if there is none.
+        manifest: Its manifest.
+        passed_over: Why those before it could not be used, a message each.
+    """
+
+    path: Path | None
+    manifest: Manifest | None
+    passed_over: list[str]
 
 
 def architecture(
@@ -124,6 +139,21 @@ def config_digest(config: TrialConfig) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def state_parts(config: TrialConfig) -> dict[str, Any]:
+    """What each part of a trial's state is of, as JSON would hold it.
+
+    A fork takes over those parts of another trial for which this is the same; parameters it
+    always takes over.
+    """
+    trained = [config.model.trainable, config.model.lora_rank]
+    averaging = config.averaging
+    return {
+        "opt_state": [config.optimizer, *trained],
+        "averages": [averaging.ema_decay, averaging.polyak, *trained],
+        "l2_clip_norm": "quantile" if config.clipping.mode == "quantile" else "fixed",
+    }
+
+
 def _used(facts: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Facts without choices that were left as they were before they could be made."""
     return {name: fact for name, fact in facts.items() if before.get(name, ...) != fact}
@@ -141,7 +171,7 @@ def save_checkpoint(
     averages: Any = None,
     **more: Any,
 ) -> None:
-    """Writes a checkpoint atomically; one that is already at ``path`` is replaced.
+    """Writes a checkpoint atomically and durably; one that is already at ``path`` is replaced.
 
     Args:
         path: Directory to create. Its parent is made if need be.
@@ -153,32 +183,73 @@ def save_checkpoint(
         config_digest: From `config_digest`.
         averages: Pytree of arrays, possibly without leaves.
         **more: Fields of `Manifest` that have defaults.
-    """
-    import jax
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Raises:
+        CheckpointError: It cannot be written, as when the disk is full. Then nothing of it is
+            left, and what was at ``path`` still is.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _write_tree(partial / "params", params)
-    for name, tree in (("opt_state", opt_state), ("averages", averages)):
-        leaves = jax.tree.leaves(tree)
-        if leaves:
-            _write_tree(partial / name, {str(i): leaf for i, leaf in enumerate(leaves)})
-    manifest = Manifest(
-        step=step,
-        architecture=architecture,
-        dataset_fingerprint=dataset_fingerprint,
-        config_digest=config_digest,
-        files=_digests(partial),
-        **more,
-    )
-    with open(partial / _MANIFEST, "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, **dataclasses.asdict(manifest)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _write_tree(partial / "params", params)
+        _write_leaves(partial / "opt_state", opt_state)
+        _write_leaves(partial / "averages", averages)
+        manifest = Manifest(
+            step=step,
+            architecture=architecture,
+            dataset_fingerprint=dataset_fingerprint,
+            config_digest=config_digest,
+            files=_digests(partial),
+            **more,
+        )
+        body = json.dumps({"format": FORMAT, **dataclasses.asdict(manifest)}, indent=1)
+        (partial / _MANIFEST).write_text(body, encoding="utf-8")
+        sync_tree(partial)
+        _put_in_place(partial, path)
+    except (OSError, ValueError) as error:  # Orbax's are ValueErrors
+        raise CheckpointError(
+            f"checkpoint {str(path)!r}: cannot be written: {_reason(error)}; allowed is a "
+            "directory with room for it, where the trial can then be gone on with from the "
+            "checkpoint before"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    """Renames a synced directory, and makes that durable; one that was there is removed after."""
+    replaced = path.with_name(f".{path.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        path.rename(replaced)
     partial.rename(path)
+    sync(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why something could not be written, in few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+    return os.strerror(int(code[1])) if code else str(error)[-300:]
+
+
+def first_readable(candidates: Iterable[Path]) -> FirstReadable:
+    """The first checkpoint that is whole.
+
+    Args:
+        candidates: Checkpoint directories, the best first; those after it are not read.
+    """
+    passed_over: list[str] = []
+    for path in candidates:
+        try:
+            return FirstReadable(path, read_manifest(path), passed_over)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    return FirstReadable(None, None, passed_over)
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -196,17 +267,31 @@ def read_manifest(path: Path) -> Manifest:
     try:
         raw = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         known = raw.pop("format")
-        manifest = Manifest(**raw)
+        manifest = _manifest(raw) if known in _READABLE_FORMATS else None
     except FileNotFoundError:
         raise CheckpointError(f"{where}: not a checkpoint, it holds no {_MANIFEST}") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise CheckpointError(f"{where}: not a checkpoint, its {_MANIFEST} is damaged") from None
-    if known not in _READABLE_FORMATS:
+    if manifest is None:
         readable = " and ".join(map(str, _READABLE_FORMATS))
         raise CheckpointError(f"{where}: has format {known!r}; this version reads {readable}")
     if _digests(path) != manifest.files:
         raise CheckpointError(f"{where}: damaged, its files differ from its {_MANIFEST}")
     return manifest
+
+
+def _manifest(raw: dict[str, Any]) -> Manifest:
+    """A manifest of any format that can be read."""
+    old = [raw.pop(name, None) for name in ("branch_id", "branch_start", "program", "engine")]
+    if old[0] is not None:  # format 3
+        branch_id, start_step, program, how = old
+        engine, microbatch_size = how or (None, None)
+        branch = Branch(branch_id, start_step, None, program, engine, microbatch_size)
+    else:
+        branch = None if raw.get("branch") is None else Branch.from_json(raw["branch"])
+    return Manifest(
+        **{**raw, "branch": branch, "spent_before": tuple(raw.get("spent_before", ()))}
+    )
 
 
 def check_initial_params(path: Path, wanted: dict[str, Any], dataset_fingerprint: str) -> Manifest:
@@ -260,6 +345,14 @@ def _read_leaves(path: Path, like: Any) -> Any:
         return like
     stored = _read_tree(path, {str(index): leaf for index, leaf in enumerate(leaves)})
     return jax.tree.unflatten(treedef, [stored[str(index)] for index in range(len(leaves))])
+
+
+def _write_leaves(path: Path, tree: Any) -> None:
+    import jax
+
+    leaves = jax.tree.leaves(tree)
+    if leaves:
+        _write_tree(path, {str(index): leaf for index, leaf in enumerate(leaves)})
 
 
 def _write_tree(path: Path, tree: Any) -> None:

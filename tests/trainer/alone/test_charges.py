@@ -14,7 +14,7 @@ from tests.trainer.small_trial import CONFIG
 from trainer.alone import charges as module
 from trainer.alone.charges import FileCharges, charged_terms
 from trainer.errors import ChargesError
-from trainer.trial import Branch
+from trainer.mechanism.branch import Branch
 
 TERMS = charged_terms(CONFIG)
 BRANCHES = [Branch(f"{number:016x}", 3 * number) for number in range(3)]
@@ -95,7 +95,7 @@ def test_a_charge_that_cannot_be_kept_stops_the_trial_and_leaves_the_file(
         def fail(*_):
             raise OSError("disk full")
 
-        broken.setattr(module.os, fails, fail)
+        broken.setattr(os, fails, fail)
         with pytest.raises(ChargesError, match="disk full"):
             charges.charge(BRANCHES[0], 9)
     assert charges.iterations == 5
@@ -131,7 +131,7 @@ def test_no_damage_goes_unseen(path):
         lambda body: body["branches"][BRANCHES[0].branch_id].update(step=1),
         lambda body: body["branches"].clear(),
         lambda body: body["mechanism"].update(noise_multiplier=99.0),
-        lambda body: body.update(format=2),
+        lambda body: body.update(format=1),
         lambda body: body.pop("sha256"),
         lambda body: body.update(branches=[]),
     ],
@@ -164,7 +164,7 @@ def test_what_a_branch_began_with_does_not_change(path):
     charges = FileCharges(path, TERMS, create=True)
     charges.charge(BRANCHES[1], 9)
     with pytest.raises(ChargesError, match="begin at step 3, not 0"):
-        charges.charge(BRANCHES[1]._replace(start_step=0), 9)
+        charges.charge(dataclasses.replace(BRANCHES[1], start_step=0), 9)
 
 
 @pytest.mark.parametrize(("branch_id", "step"), [(BRANCHES[1].branch_id, 10), ("f" * 16, 1)])
@@ -176,3 +176,30 @@ def test_an_older_copy_is_seen_by_the_checkpoint(path, branch_id, step):
         charges.check_covers(branch_id, step)
     with pytest.raises(ChargesError, match="knows nothing"):
         charges.check_covers(None, 1)
+
+
+def test_a_file_that_knows_less_of_its_branches_is_read(path):
+    FileCharges(path, TERMS, create=True).charge(BRANCHES[1], 9)
+    body = json.loads(path.read_text())
+    del body["sha256"]
+    body["format"] = 1
+    entry = body["branches"][BRANCHES[1].branch_id]
+    body["branches"][BRANCHES[1].branch_id] = {
+        name: entry[name] for name in ("start_step", "step", "counts")
+    }
+    path.write_text(json.dumps({**body, "sha256": module._digest(body)}))
+    charges = FileCharges(path, TERMS, create=False)
+    assert (charges.branches, charges.iterations) == ([BRANCHES[1]], 6)
+    assert charges.charge(BRANCHES[0], 4) == 6 + 4
+
+
+def test_what_is_known_of_a_branch_is_kept_with_its_charge(path):
+    branch = dataclasses.replace(
+        BRANCHES[2], origin="o", program="p", engine="vmap", microbatch_size=8
+    )
+    FileCharges(path, TERMS, create=True).charge(branch, 9)
+    charges = FileCharges(path, TERMS, create=False)
+    assert charges.branches == [branch]
+    with pytest.raises(ChargesError, match="compute other steps"):
+        charges.charge(dataclasses.replace(branch, program="q"), 12)
+    assert charges.iterations == 3

@@ -10,6 +10,7 @@ import accounting
 from tests.trainer.alone.trial_files import run_command, write
 from trainer.alone.run_directory import RunDirectory
 from trainer.errors import RunError
+from trainer.weights.checkpoint_writer import checkpoints_in
 
 DIGITS = 1437
 
@@ -134,7 +135,7 @@ def test_a_run_from_start_to_end_and_again(command, tmp_path):
     assert stat.S_IMODE(run.secrets.stat().st_mode) == 0o700
     assert list(run.secrets.iterdir()) == []  # forgotten at the end
     (charged,) = json.loads(run.charges.read_text())["branches"].values()
-    assert charged == {"start_step": 0, "step": 20, "counts": 4}
+    assert [charged[name] for name in ("start_step", "step", "counts")] == [0, 20, 4]
     assert json.loads(run.config.read_text())["sampling_prob"] == 100 / DIGITS
     spent = reports[-1]["epsilon"], reports[-1]["eval_epsilon"]
     assert spent == tuple(
@@ -195,6 +196,40 @@ def test_a_diverged_trial_fails_and_is_not_gone_on_with(command, tmp_path):
     code, _, err = command(trial, "--resume")
     assert code == 2
     assert "diverged at step 10" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damaged", [1, 2], ids=["the newest", "all"])
+def test_a_damaged_checkpoint_is_passed_over_and_its_steps_are_free(
+    command, monkeypatch, tmp_path, damaged
+):
+    trial = write(tmp_path, {"clipping.engine": "vmap", "report_every_steps": 5})
+    run = RunDirectory(tmp_path / "runs" / "trial")
+    add_report = RunDirectory.add_report
+
+    def killed(self, line):
+        add_report(self, line)
+        if json.loads(line)["step"] == 15:
+            raise RunError("killed")
+
+    with monkeypatch.context() as short:
+        short.setattr(RunDirectory, "add_report", killed)
+        code, _, err = command(trial)
+    assert code == 2
+    assert "killed" in err
+    kept = checkpoints_in(run.checkpoints)
+    assert [path.name for path in kept] == ["step-00000015", "step-00000010"]
+    for path in kept[:damaged]:
+        (path / "checkpoint.json").write_text("{")
+
+    code, out, err = command(trial, "--resume")
+    assert code == 0
+    assert err.count("its checkpoint.json is damaged; going on from step") == damaged
+    assert f"going on from step {10 if damaged == 1 else 0}" in err
+    (charged,) = json.loads(run.charges.read_text())["branches"].values()
+    assert [charged[name] for name in ("start_step", "step")] == [0, 20]
+    assert "completed at step 20 of 20" in out
+    assert "taken again" not in out
 
 
 def test_a_run_directory_belongs_to_one_process(tmp_path):
