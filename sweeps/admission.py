@@ -18,6 +18,7 @@ from accounting.calibration import LEAST_NOISE_MULTIPLIER
 from accounting.renyi import epsilon_of_rdp, parts_rdp
 from sweeps.errors import Problem, SpecError, SweepError
 from sweeps.guarantee import guarantee
+from sweeps.limits import check_limit, limit_of
 from sweeps.search_space import (
     Hyperparameters,
     candidates,
@@ -391,11 +392,10 @@ class _Proposer:
     """Turns settings into proposals, by each trial's own cost."""
 
     def __init__(self, spec: SweepSpec, dataset: DatasetInfo) -> None:
-        privacy = spec.privacy
         self._spec = spec
+        self._privacy = spec.privacy.model_dump(mode="json")
         self._num_units = num_units(spec, dataset)
-        limit = privacy.trial_epsilon or privacy.target_epsilon
-        self._limit = accounting.PrivacyBudget(epsilon=limit, delta=privacy.target_delta)
+        self._limit = limit_of(self._privacy)
         self._calibrated: dict[tuple[float, int], float | accounting.AccountingError] = {}
 
     def __call__(self, number: int, setting: Hyperparameters) -> Proposal:
@@ -419,9 +419,7 @@ class _Proposer:
         except (ConfigError, accounting.AccountingError) as error:
             refusal = str(error)
         else:
-            decision = accounting.check_per_trial(
-                mechanism, self._limit, accountant=spec.privacy.accountant
-            )
+            decision = check_limit(self._privacy, mechanism)
             return Proposal(
                 number=number, shown=shown, config=config, decision=decision, asks_budget=False
             )

@@ -4,9 +4,11 @@
     ├── SpecError       exit code 2: a sweep's specification is not allowed; lists every problem
     ├── CommandError    exit code 2: the command line asks for what is not allowed
     ├── HomeError       the folder for state cannot be made
+    ├── PlaceError      checkpoints cannot be put or found where they are kept
     ├── DatabaseError   the database cannot be reached, or belongs to another version
     ├── StoreError      a row is absent, or does not allow what was asked
     │   ├── FencedError     an attempt that may no longer write
+    │   ├── HaltedError     nothing may begin: the sweep was paused or stopped
     │   └── OverspentError  more steps than were admitted
     └── TrackingError   MLflow cannot be reached, or refused
         └── RefusedError    MLflow refused: to ask again does not help
@@ -37,6 +39,10 @@ class HomeError(SweepError):
     """The folder for state cannot be made."""
 
 
+class PlaceError(SweepError):
+    """The place where checkpoints are kept cannot be reached, is full, or refuses."""
+
+
 class DatabaseError(SweepError):
     """The database cannot be reached, or was made by another version."""
 
@@ -47,6 +53,10 @@ class StoreError(SweepError):
 
 class FencedError(StoreError):
     """An attempt is not its trial's newest, or the trial has ended: it may not write."""
+
+
+class HaltedError(StoreError):
+    """Somebody paused or stopped the sweep, so nothing begins."""
 
 
 class OverspentError(StoreError):

@@ -2,14 +2,17 @@
 
 Everything has a default below ``DP_SWEEPS_HOME`` (``~/.dp-sweeps``). The environment moves a part
 to the real thing: ``DP_SWEEPS_DATABASE_URL`` to PostgreSQL, ``MLFLOW_TRACKING_URI`` to an MLflow
-server. Workers read the same environment, so a password in a URL never travels through Ray.
+server, ``DP_SWEEPS_CHECKPOINTS_URL`` to an object store. Workers read the same environment, so a
+password in a URL never travels through Ray.
 """
 
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import sqlalchemy
 from sqlalchemy import exc
@@ -19,6 +22,9 @@ from sweeps.errors import HomeError
 HOME_VARIABLE = "DP_SWEEPS_HOME"
 DATABASE_VARIABLE = "DP_SWEEPS_DATABASE_URL"
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+CHECKPOINTS_VARIABLE = "DP_SWEEPS_CHECKPOINTS_URL"
+
+_CHECKPOINTS_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s?#\x00-\x1f\x7f]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +35,22 @@ class Home:
         path: The folder.
         database_url: SQLAlchemy URL of the one database.
         mlflow_uri: MLflow tracking URI.
+        checkpoints_url: Where checkpoints are kept, as fsspec knows it and without a password;
+            empty for the folder alone.
     """
 
     path: Path
     database_url: sqlalchemy.URL = dataclasses.field(repr=False)
     mlflow_uri: str = dataclasses.field(repr=False)
+    checkpoints_url: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Home":
-        """Reads the three variables; unset or empty ones take their defaults.
+        """Reads the variables; unset or empty ones take their defaults.
 
         Raises:
-            HomeError: If the database's URL cannot be read, or names one that lives in memory.
+            HomeError: If a URL cannot be read, the database's names one that lives in memory, or
+                that of checkpoints has a password in it.
         """
         env = os.environ if environment is None else environment
         path = Path(env.get(HOME_VARIABLE) or Path.home() / ".dp-sweeps").expanduser().absolute()
@@ -53,6 +63,7 @@ class Home:
                 else sqlalchemy.URL.create("sqlite", database=str(path / "ledger.db"))
             ),
             mlflow_uri=env.get(MLFLOW_VARIABLE) or f"sqlite:///{path / 'mlflow.db'}",
+            checkpoints_url=_checkpoints_url(env.get(CHECKPOINTS_VARIABLE) or ""),
         )
 
     @property
@@ -87,8 +98,17 @@ class Home:
         return self.path / "sweeps" / sweep_id
 
     def checkpoint_dir(self, sweep_id: str, trial_id: str) -> Path:
-        """A trial's checkpoints."""
+        """A trial's checkpoints on this machine."""
         return self.sweep_dir(sweep_id) / "checkpoints" / trial_id
+
+    def trial_log(self, sweep_id: str, trial_id: str) -> Path:
+        """What a trial's workers said."""
+        return self.sweep_dir(sweep_id) / "logs" / f"{trial_id}.log"
+
+    @property
+    def secrets_dir(self) -> Path:
+        """Roots of noise keys of trials that have not ended. Never copied, never shared."""
+        return self.path / "secrets"
 
     @property
     def uses_sqlite(self) -> bool:
@@ -129,3 +149,21 @@ def _database_url(text: str) -> sqlalchemy.URL:
             "are a SQLite file and PostgreSQL"
         )
     return url
+
+
+def _checkpoints_url(text: str) -> str:
+    """The URL as it is kept: it stands before every checkpoint's name in the database."""
+    if not text:
+        return ""
+    if not _CHECKPOINTS_URL.fullmatch(text) or "::" in text:
+        raise HomeError(
+            f"{CHECKPOINTS_VARIABLE} cannot be read as a URL; allowed are those that fsspec "
+            "knows, as s3://BUCKET/FOLDER, gs://BUCKET/FOLDER or file:///FOLDER"
+        )
+    if "@" in urlsplit(text).netloc:
+        raise HomeError(
+            f"{CHECKPOINTS_VARIABLE} names a user or holds a password, which would stand in the "
+            "database; allowed is a URL without, and credentials where its file system looks for "
+            "them (AWS_ACCESS_KEY_ID and the like)"
+        )
+    return text.rstrip("/")

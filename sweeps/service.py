@@ -1,12 +1,10 @@
-"""The order of a sweep: check, record, run, report.
+"""From a specification to a recorded sweep, and to the Ray that it runs on.
 
-`check` decides and shows; `run` decides, records, runs and reports. Both leave nothing behind
-when a specification is refused. What is printed is up to the caller (`sweeps.cli`).
+Nothing is left behind when a specification is refused. What is printed is up to the caller
+(`sweeps.cli`); `sweeps.driver` runs what is recorded.
 """
 
-import dataclasses
 import datetime
-import json
 import os
 import secrets
 from collections.abc import Callable, Generator
@@ -29,14 +27,11 @@ from sweeps.admission import (
     describe_dataset,
     terms_of,
 )
-from sweeps.database.states import SweepState, TrialState
+from sweeps.checkpoint_places import CheckpointPlaces
 from sweeps.database.store import NewSweep, NewTrial, Store
 from sweeps.database.tables import existing_ledger
 from sweeps.errors import Problem, SpecError, StoreError, SweepError
-from sweeps.home import HOME_VARIABLE, Home
-from sweeps.report.documents import results_json
-from sweeps.report.figure_html import write_html
-from sweeps.report.figure_png import write_png
+from sweeps.home import CHECKPOINTS_VARIABLE, HOME_VARIABLE, Home
 from sweeps.report.results import SweepResults, read_results
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
@@ -191,17 +186,19 @@ def _new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:
 
 
 @contextmanager
-def cluster_for(plan: Plan, home: Home, address: str) -> Generator[ClusterSession]:
-    """The Ray that a plan's trials run on.
+def cluster_for(spec: SweepSpec, home: Home, address: str) -> Generator[ClusterSession]:
+    """The Ray that a sweep's trials run on.
 
     Raises:
-        SweepError: If Ray cannot be reached or is too small for a trial, or workers of other
-            machines could not reach the database.
+        SweepError: If Ray cannot be reached or is too small for a trial, workers of other
+            machines could not reach the database, or checkpoints have no place.
     """
-    resources = worker_resources(plan.spec)
+    CheckpointPlaces(home).check()
+    resources = worker_resources(spec)
     # Secrets stay out: whoever may use the cluster can read these.
     env_vars = worker_environment(resources, home.compilation_cache_dir)
     env_vars[HOME_VARIABLE] = str(home.path)
+    env_vars[CHECKPOINTS_VARIABLE] = home.checkpoints_url
     env_vars[USER_MODELS_VARIABLE] = os.environ.get(USER_MODELS_VARIABLE, "")
     try:
         with connect(address, env_vars=env_vars) as session:
@@ -220,92 +217,6 @@ def cluster_for(plan: Plan, home: Home, address: str) -> Generator[ClusterSessio
 def worker_resources(spec: SweepSpec) -> WorkerResources:
     """What one trial of a spec takes."""
     return WorkerResources(cpus=spec.resources.cpus_per_trial, gpus=spec.resources.gpus_per_trial)
-
-
-def execute(plan: Plan, sweep_id: str, store: Store, home: Home) -> SweepState:
-    """Runs a recorded plan on the connected Ray, until every trial has ended.
-
-    Args:
-        plan: It admits at least one trial.
-        sweep_id: From `record`.
-        store: The driver's own.
-        home: State, the same for the workers.
-
-    Returns:
-        CANCELLED if the person interrupted it, FAILED if every trial failed, else COMPLETED.
-    """
-    admitted = [row for row in store.trials(sweep_id) if row.state == TrialState.ADMITTED]
-    state = SweepState.COMPLETED
-    if not admitted:  # somebody else took what was left of the budget since the plan was made
-        return state
-    try:
-        from sweeps.tune import run_trials  # Ray Tune takes seconds to import
-
-        run_trials(
-            plan.spec,
-            sweep_id=sweep_id,
-            trial_ids=[row.trial_id for row in admitted],
-            max_iterations=max(row.planned_iterations for row in admitted),
-            store=store,
-            home=home,
-            resources=worker_resources(plan.spec).as_ray(),
-        )
-    except KeyboardInterrupt:
-        state = SweepState.CANCELLED
-        _end_all(store, sweep_id, TrialState.CANCELLED, "the sweep was interrupted")
-    except BaseException as error:
-        _end_all(store, sweep_id, TrialState.FAILED, f"the sweep failed: {error}")
-        store.end_sweep(sweep_id, SweepState.FAILED)
-        raise
-    else:
-        _end_all(store, sweep_id, TrialState.FAILED, "Ray Tune ended without running it")
-        if read_results(store, sweep_id).count(TrialState.FAILED) == len(admitted):
-            state = SweepState.FAILED
-    return state
-
-
-def _end_all(store: Store, sweep_id: str, state: TrialState, reason: str) -> None:
-    for trial in store.trials(sweep_id):
-        if not TrialState(trial.state).is_finished:
-            store.end_trial(trial.trial_id, state, reason)
-
-
-def finish(sweep_id: str, state: SweepState, store: Store, home: Home) -> dict[str, str]:
-    """Writes a sweep's report, ends the sweep, and leaves both for MLflow in the outbox.
-
-    Returns:
-        Name to absolute path: ``png``, ``html``, ``json`` (the results), ``spec``.
-    """
-    paths = _report_paths(home, sweep_id)
-    report = {name: str(path) for name, path in paths.items()}
-    paths["png"].parent.mkdir(parents=True, exist_ok=True)
-    results = dataclasses.replace(read_results(store, sweep_id), state=state)
-    write_png(results, paths["png"])
-    write_html(results, paths["html"])
-    _write_json(paths["json"], results_json(results, report=report))
-    _write_json(paths["spec"], results.spec)
-    store.end_sweep(sweep_id, state, list(report.values()))
-    return report
-
-
-def report_files(home: Home, sweep_id: str) -> dict[str, str]:
-    """The files of a sweep's report that are there, as `finish` names them."""
-    paths = _report_paths(home, sweep_id)
-    return {name: str(path) for name, path in paths.items() if path.exists()}
-
-
-def _report_paths(home: Home, sweep_id: str) -> dict[str, Path]:
-    folder = home.sweep_dir(sweep_id) / "report"
-    return {
-        "png": folder / "utility_privacy.png",
-        "html": folder / "utility_privacy.html",
-        "json": folder / "results.json",
-        "spec": folder / "spec.json",
-    }
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def results_of(store: Store, sweep_id: str | None) -> SweepResults:

@@ -25,6 +25,7 @@ def _own_home(tmp_path_factory, monkeypatch):
     """State below a fresh folder; nothing of the environment that would change a result."""
     monkeypatch.setenv("DP_SWEEPS_HOME", str(tmp_path_factory.mktemp("home")))
     for name in (
+        "DP_SWEEPS_CHECKPOINTS_URL",
         "DP_SWEEPS_DATABASE_URL",
         "DP_SWEEPS_USER_MODELS",
         "MLFLOW_TRACKING_URI",

@@ -11,12 +11,18 @@ from sweeps.errors import CommandError
 from sweeps.home import Home
 
 _MAX_WHO = 256
+_COMPLETED_SWEEPS = 10
 
 SpecArgument = Annotated[
     Path, typer.Argument(metavar="SPEC", help="The sweep's specification, a YAML file.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+]
+
+AddressOption = Annotated[
+    str,
+    typer.Option(envvar="RAY_ADDRESS", help="Ray to run on; `local` starts one on this machine."),
 ]
 
 
@@ -30,6 +36,20 @@ def complete_sweep_id(incomplete: str) -> list[str]:
     except Exception:  # A completion that fails must not disturb the line that is being typed.
         return []
     return [row.sweep_id for row in rows if row.sweep_id.startswith(incomplete)]
+
+
+def complete_trial_id(incomplete: str) -> list[str]:
+    """Ids of trials of the newest sweeps that begin so; none where there is no ledger."""
+    from sweeps.database.store import Store
+    from sweeps.database.tables import existing_ledger
+
+    try:
+        store = Store(existing_ledger(Home.from_environment()))
+        newest = store.sweeps()[:_COMPLETED_SWEEPS]
+        ids = [row.trial_id for sweep in newest for row in store.trials(sweep.sweep_id)]
+    except Exception:  # As above.
+        return []
+    return [trial_id for trial_id in ids if trial_id.startswith(incomplete)]
 
 
 def complete_budget(incomplete: str) -> list[str]:

@@ -69,17 +69,18 @@ def reckoning() -> Generator[Callable[["SweepSpec"], Callable[["Proposal"], None
 
 
 @contextmanager
-def writing(total: int) -> Generator[Callable[[int], None]]:
-    """A progress bar on a terminal while examples are written, once that takes long.
+def progress(text: str, total: int) -> Generator[Callable[[int], None]]:
+    """A progress bar on a terminal for work on many things, once that takes long.
 
     Args:
-        total: Number of examples.
+        text: What is being done.
+        total: Number of things.
 
     Yields:
-        What is called with the number of examples written since the last call, by one thread at a
+        What is called with the number of things done since the last call, by one thread at a
         time.
     """
-    columns = (TextColumn("writing examples"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     task = bar.add_task("", total=total)
     started = time.monotonic()

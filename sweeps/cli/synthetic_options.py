@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.cli.output import writing
+from sweeps.cli.output import progress
 from sweeps.errors import CommandError
 from trainer.data.synthetic.request import Encoding
 
@@ -60,7 +60,7 @@ def prepare_synthetic_dataset(options: SyntheticOptions, data_dir: Path) -> str:
     from trainer.data.synthetic.request import VERSION
 
     request = _request(options)
-    with writing(request.num_examples + request.num_test) as on_progress:
+    with progress("writing examples", request.num_examples + request.num_test) as on_progress:
         prepare_synthetic(request, data_dir, on_progress)
     return f"{request.dataset_name}:{VERSION}"
 

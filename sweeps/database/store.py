@@ -1,40 +1,44 @@
-"""Every change of a sweep's rows, one transaction each.
+"""A sweep's rows: how they begin, are read, change at a person's word, and end.
 
-The driver and the workers meet here and nowhere else. A worker holds an `Attempt`; only a
-trial's newest attempt, while the trial runs, may charge or report, so a worker that was declared
-dead and goes on is refused (it is *fenced*). What MLflow has to hear is put into the outbox by
-the transaction that makes it true.
+One transaction each. The driver and the workers meet in the database and nowhere else: what a
+worker may write is in `attempts`, what a scheduler decides in `rung_rows`, what MLflow has to
+hear in `outbox_rows`; it is put there by the transaction that makes it true.
 """
 
 import dataclasses
-import math
-import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import sqlalchemy as sa
 
 from accounting import BudgetExceeded, BudgetTerms, Ledger, Mechanism
+from accounting.ledger.lookup import find_reservation
 from accounting.ledger.records import Request
 from accounting.ledger.transaction import LedgerTransaction
-from sweeps.database.states import SweepState, TrialState
+from sweeps.database import rows
+from sweeps.database.attempts import Attempts, furthest_step, planned_epsilon, spent_epsilon
+from sweeps.database.forking import Fork, NewFork, fork
+from sweeps.database.outbox_rows import OutboxRows
+from sweeps.database.rung_rows import RungRows
+from sweeps.database.states import AttemptEnd, SweepState, TrialState, Wish
 from sweeps.database.tables import (
     attempts,
     budgeting,
+    finite_or_none,
     open_ledger,
-    outbox,
     reading,
     reports,
     sweeps,
     trials,
-    try_delivery_lock,
+    try_driving_lock,
     writing,
 )
-from sweeps.errors import FencedError, OverspentError, StoreError
+from sweeps.errors import StoreError
 from sweeps.home import Home
 from trainer.config import TrialConfig
+from trainer.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,43 +89,42 @@ class NewSweep:
     team: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A worker's right to run a trial, until a newer attempt begins.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Readmission:
+    """What a budget said of a trial that is to go on.
 
     Attributes:
-        attempt_id: A token nobody can guess.
         trial_id: The trial.
-        number: Counts a trial's attempts, from 1.
+        sweep_id: Its sweep.
+        number: Its place there.
+        state: Where it was.
+        step: How far it had come.
+        iterations: The step at which it is to end.
+        new_iterations: What it would be charged for beyond what it has been.
+        epsilon: Spent on it so far.
+        epsilon_after: Spent on it in the end; None where no finite bound is known.
+        refusal: Why it may not go on; empty if it may.
     """
 
-    attempt_id: str
     trial_id: str
+    sweep_id: str
     number: int
+    state: TrialState
+    step: int
+    iterations: int
+    new_iterations: int
+    epsilon: float
+    epsilon_after: float | None
+    refusal: str
 
-
-@dataclasses.dataclass(frozen=True)
-class Assignment:
-    """What a worker needs to know of its trial."""
-
-    sweep_id: str
-    config: TrialConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Message:
-    """A row of the outbox."""
-
-    message_id: int
-    sweep_id: str
-    trial_id: str | None
-    kind: str
-    payload: Mapping[str, Any]
-    created_at: float
+    @property
+    def admitted(self) -> bool:
+        """Whether it may go on."""
+        return not self.refusal
 
 
 class Store:
-    """Reads and writes the rows of sweeps, trials, attempts, reports and the outbox.
+    """Reads and writes the rows of sweeps and trials.
 
     What concerns the budget, that trials are admitted, charged and settled, is written by the
     ledger in the same transaction: a trial's id is the id of its reservation.
@@ -131,18 +134,26 @@ class Store:
 
     Args:
         ledger: In a database that has this room's tables; see `open_store`.
+
+    Attributes:
+        attempts: A worker's side.
+        rungs: A scheduler's side.
+        outbox: What MLflow has yet to hear.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._engine = ledger.engine
+        self.attempts = Attempts(ledger)
+        self.rungs = RungRows(ledger)
+        self.outbox = OutboxRows(ledger.engine)
 
     @property
     def ledger(self) -> Ledger:
         """The ledger, in the same database."""
         return self._ledger
 
-    # -- the driver ---------------------------------------------------------------------------
+    # -- beginning and ending -----------------------------------------------------------------
 
     def create_sweep(self, sweep: NewSweep, new_trials: Sequence[NewTrial]) -> None:
         """Records a sweep, has the budget decide on its trials, and tells MLflow of both.
@@ -161,7 +172,7 @@ class Store:
             connection.execute(
                 sweeps.insert().values(**row, state=SweepState.RUNNING, created_at=time.time())
             )
-            rows = [
+            new_rows = [
                 {
                     "trial_id": trial.trial_id,
                     "sweep_id": sweep.sweep_id,
@@ -182,11 +193,11 @@ class Store:
                 }
                 for trial in new_trials
             ]
-            connection.execute(trials.insert(), rows)
-            _tell(connection, sweep.sweep_id, None, "sweep_start", {})
+            connection.execute(trials.insert(), new_rows)
+            rows.tell(connection, sweep.sweep_id, None, "sweep_start", {})
             for trial in new_trials:
                 if trial.trial_id in admitted:
-                    _tell(connection, sweep.sweep_id, trial.trial_id, "trial_start", {})
+                    rows.tell(connection, sweep.sweep_id, trial.trial_id, "trial_start", {})
 
     def end_trial(self, trial_id: str, state: TrialState, reason: str = "") -> bool:
         """Moves a trial to an ended state; False if it had ended already.
@@ -195,226 +206,153 @@ class Store:
             StoreError: If there is no such trial or the state may not follow.
         """
         with budgeting(self._ledger) as transaction:
-            row = _locked_trial(transaction.connection, trial_id)
+            row = rows.locked_trial(transaction.connection, trial_id)
             if TrialState(row.state).is_finished:
                 return False
-            _end(transaction, row, state, reason)
+            rows.end_trial(transaction, row, state, reason)
             return True
 
     def end_sweep(self, sweep_id: str, state: SweepState, artifacts: Sequence[str] = ()) -> None:
-        """Ends a sweep; MLflow gets the files named in ``artifacts``."""
-        now = time.time()
+        """Ends a sweep, or its work for now; MLflow gets the files named in ``artifacts``."""
         with writing(self._engine) as connection:
-            connection.execute(
-                sweeps.update()
-                .where(sweeps.c.sweep_id == sweep_id)
-                .values(state=state, ended_at=now)
-            )
+            _set_sweep(connection, sweep_id, state=state, ended_at=time.time(), wish=Wish.NONE)
             payload = {"state": state, "artifacts": list(artifacts)}
-            _tell(connection, sweep_id, None, "sweep_end", payload)
+            rows.tell(connection, sweep_id, None, "sweep_end", payload)
 
-    # -- a worker -----------------------------------------------------------------------------
+    # -- driving ------------------------------------------------------------------------------
 
-    def assignment(self, trial_id: str) -> Assignment:
-        """What a trial is to do.
+    def driving_lock(self, sweep_id: str) -> AbstractContextManager[bool]:
+        """The right to drive a sweep; given to one at a time, and freed by a process's death."""
+        return try_driving_lock(self._engine, sweep_id)
 
-        Raises:
-            StoreError: If there is no such trial, or nothing of it may run.
-        """
-        query = sa.select(trials.c.sweep_id, trials.c.trial_config)
-        with reading(self._engine) as connection:
-            row = connection.execute(query.where(trials.c.trial_id == trial_id)).one_or_none()
-        if row is None or row.trial_config is None:
-            raise StoreError(f"trial {trial_id!r}: not in the ledger, or not one that may run")
-        return Assignment(row.sweep_id, TrialConfig.from_json(row.trial_config))
+    def is_driven(self, sweep_id: str) -> bool:
+        """Whether a process drives a sweep at this moment."""
+        with self.driving_lock(sweep_id) as free:
+            return not free
 
-    def begin_attempt(self, trial_id: str, start_step: int = 0, *, worker: str = "") -> Attempt:
-        """Starts to run a trial; every earlier attempt at it is fenced from here on.
-
-        An attempt draws new keys. Of correlated noise (``bands`` > 1) a trial is accounted by
-        whole groups of ``bands`` steps, each of which a unit takes part in once: so what earlier
-        attempts were charged is rounded up to whole groups, for what they left of one would
-        otherwise hide the first steps of this.
+    def take_over(self, sweep_id: str, driver: str) -> None:
+        """Begins to drive a sweep: whoever worked for an earlier driver is gone.
 
         Args:
-            trial_id: An admitted, paused or running trial.
-            start_step: Steps that the attempt has behind it when it begins.
-            worker: Who runs it, as ``host:pid``, for a person in search of it.
+            sweep_id: The sweep. The caller has its `driving_lock`.
+            driver: Who drives, as ``host:pid``.
+        """
+        with writing(self._engine) as connection:
+            before = _sweep_row(connection, sweep_id)
+            _set_sweep(
+                connection,
+                sweep_id,
+                state=SweepState.RUNNING,
+                ended_at=None,
+                wish=Wish.NONE,
+                driver=driver,
+            )
+            if before.state != SweepState.RUNNING:
+                rows.tell(connection, sweep_id, None, "sweep_resume", {})
+            ours = sa.select(trials.c.trial_id).where(trials.c.sweep_id == sweep_id)
+            connection.execute(
+                attempts.update()
+                .where(attempts.c.trial_id.in_(ours), attempts.c.ended_at.is_(None))
+                .values(ended_at=time.time(), end=AttemptEnd.INTERRUPTED)
+            )
+
+    def runnable(self, sweep_id: str) -> list[sa.Row[Any]]:
+        """Trials that a worker may take up: those under way first, then by number."""
+        found = [row for row in self.trials(sweep_id) if TrialState(row.state).may_run]
+        return sorted(found, key=lambda row: (row.state == TrialState.ADMITTED, row.number))
+
+    def set_wish(self, sweep_id: str, wish: Wish) -> None:
+        """Asks a running sweep to pause or stop.
 
         Raises:
-            StoreError: If there is no such trial, it may not run (it was rejected, say), or no
-                attempt has charged ``start_step``: nobody has steps behind it unpaid.
-            OverspentError: If the budget is frozen, and something has to be charged.
+            StoreError: If there is no such sweep, or it does not run.
         """
-        attempt_id = secrets.token_hex(16)
+        with writing(self._engine) as connection:
+            row = _sweep_row(connection, sweep_id)
+            if row.state != SweepState.RUNNING:
+                raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
+            _set_sweep(connection, sweep_id, wish=wish)
+
+    def cancel_sweep(self, sweep_id: str) -> None:
+        """Ends every trial of a sweep that has not ended, and fences who works on it.
+
+        Raises:
+            StoreError: If there is no such sweep, or it has ended.
+        """
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
-            row = _locked_trial(connection, trial_id)
-            state = TrialState(row.state)
-            if state is not TrialState.RUNNING and not state.may_become(TrialState.RUNNING):
-                raise StoreError(f"trial {trial_id}: is {state}; allowed to run is ADMITTED")
-            previous, furthest = connection.execute(
-                sa.select(
-                    sa.func.coalesce(sa.func.max(attempts.c.number), 0),
-                    sa.func.coalesce(sa.func.max(attempts.c.charged_step), 0),
-                ).where(attempts.c.trial_id == trial_id)
-            ).one()
-            if not 0 <= start_step <= furthest:
-                raise StoreError(
-                    f"trial {trial_id}: an attempt cannot begin at step {start_step}; charged are "
-                    f"{furthest}"
-                )
-            number = previous + 1
-            total = row.charged_iterations if number == 1 else _whole_groups(row)
-            answer = None
-            if total > row.charged_iterations:
-                answer = transaction.charge(trial_id, total)
-            if not isinstance(answer, BudgetExceeded):
-                connection.execute(
-                    attempts.insert().values(
-                        attempt_id=attempt_id,
-                        trial_id=trial_id,
-                        number=number,
-                        start_step=start_step,
-                        charged_step=start_step,
-                        worker=worker,
-                        started_at=time.time(),
-                    )
-                )
-                connection.execute(
-                    trials.update()
-                    .where(trials.c.trial_id == trial_id)
-                    .values(state=TrialState.RUNNING, charged_iterations=total)
-                )
-        if isinstance(answer, BudgetExceeded):
-            raise OverspentError(f"trial {trial_id}: to begin anew: {answer}") from answer
-        return Attempt(attempt_id, trial_id, number)
+            sweep = _sweep_row(connection, sweep_id)
+            if sweep.state not in (SweepState.RUNNING, SweepState.PAUSED):
+                raise StoreError(f"sweep {sweep_id}: is {sweep.state}; allowed is one under way")
+            _set_sweep(connection, sweep_id, state=SweepState.CANCELLED)
+            left = connection.execute(
+                sa.select(trials).where(trials.c.sweep_id == sweep_id).with_for_update()
+            ).all()
+            for row in left:
+                if not TrialState(row.state).is_finished:
+                    reason = "the sweep was cancelled"
+                    rows.end_trial(transaction, row, TrialState.CANCELLED, reason)
 
-    def charge(self, attempt: Attempt, step: int) -> int:
-        """Makes it durable that an attempt has taken ``step`` steps. Idempotent.
+    def wish(self, sweep_id: str) -> Wish:
+        """What was asked of a sweep."""
+        return Wish(self.sweep(sweep_id).wish)
+
+    # -- going on -----------------------------------------------------------------------------
+
+    def readmit(
+        self, iterations: Mapping[str, int | None], *, dry_run: bool = False
+    ) -> list[Readmission]:
+        """Has the budget decide on trials that have ended, and lets those it admits go on.
+
+        Of each, what it had not run is reserved again, and what is added to it too. It may not
+        exceed what its specification allows one trial, either. No scheduler prunes it from then
+        on. All in one transaction, one trial after the other.
 
         Args:
-            attempt: The attempt.
-            step: The step it has reached; an earlier one changes nothing.
+            iterations: By trial, the step at which it is to end; None keeps the one it has. Trials
+                that were pruned, cancelled or failed, or completed if they get more iterations.
+            dry_run: Whether to decide in the same way and change nothing.
 
         Returns:
-            Iterations that the trial has been charged by now, over all its attempts.
+            The decisions, in order.
 
         Raises:
-            FencedError: If the attempt is not the trial's newest, or the trial has ended.
-            OverspentError: If the trial would exceed what it was admitted for, or its budget is
-                frozen. Nothing is charged then, and nothing of the steps may be released.
+            StoreError: If one is not such a trial, or has nothing left to do; nothing has changed
+                then.
         """
-        with budgeting(self._ledger) as transaction:
-            connection = transaction.connection
-            trial, current = _fenced(connection, attempt)
-            gained = max(0, step - current.charged_step)
-            total = trial.charged_iterations + gained
-            answer = transaction.charge(attempt.trial_id, total)
-            if gained and not isinstance(answer, BudgetExceeded):
-                connection.execute(
-                    attempts.update()
-                    .where(attempts.c.attempt_id == attempt.attempt_id)
-                    .values(charged_step=step)
-                )
-                connection.execute(
-                    trials.update()
-                    .where(trials.c.trial_id == attempt.trial_id)
-                    .values(charged_iterations=total)
-                )
-        if isinstance(answer, BudgetExceeded):
-            raise OverspentError(f"trial {attempt.trial_id}: at step {step}: {answer}") from answer
-        return total
+        decisions: list[Readmission] = []
+        with suppress(_DryRun), budgeting(self._ledger) as transaction:
+            for trial_id, end in iterations.items():
+                decisions.append(_readmit(transaction, trial_id, end))
+            for sweep_id in {decision.sweep_id for decision in decisions if decision.admitted}:
+                _set_sweep(transaction.connection, sweep_id, wish=Wish.NONE)
+            if dry_run:
+                raise _DryRun
+        return decisions
 
-    def add_report(self, attempt: Attempt, step: int, metrics: Mapping[str, float]) -> None:
-        """Records what a charged step may show, and tells MLflow. Idempotent.
+    def fork(self, new: NewFork, *, dry_run: bool = False) -> Fork:
+        """Has the budget decide on a trial that goes on from another's checkpoint.
+
+        If it is admitted it is a trial of the same sweep, ready to run. If it is not, nothing is
+        there but what the ledger's journal says.
 
         Args:
-            attempt: The attempt.
-            step: A step that has been charged.
-            metrics: Of `sweeps.database.tables.METRICS`, those that were measured; non-finite
-                ones are kept as NULL.
+            new: What is wanted.
+            dry_run: Whether to decide in the same way and change nothing.
 
         Raises:
-            FencedError: As in `charge`.
-            StoreError: If the step has not been charged.
+            StoreError: If there is no such trial or checkpoint, or nothing can go on from it.
+            accounting.AccountingError: If the data is not that of the sweep.
         """
-        values = {name: finite_or_none(value) for name, value in metrics.items()}
-        now = time.time()
-        with writing(self._engine) as connection:
-            trial, current = _fenced(connection, attempt)
-            if step > current.charged_step:
-                raise StoreError(
-                    f"trial {attempt.trial_id}: report of step {step}, charged are "
-                    f"{current.charged_step}: nothing leaves before it is charged"
-                )
-            key = {"trial_id": attempt.trial_id, "step": step, "attempt": attempt.number}
-            if connection.execute(sa.select(reports).filter_by(**key)).one_or_none():
-                return
-            connection.execute(
-                reports.insert().values(
-                    **key, reported_at=now, charged_iterations=trial.charged_iterations, **values
-                )
-            )
-            _tell(
-                connection,
-                trial.sweep_id,
-                attempt.trial_id,
-                "metrics",
-                {"step": step, "metrics": values},
-            )
-
-    def finish_attempt(self, attempt: Attempt, state: TrialState, reason: str = "") -> None:
-        """Ends a trial from its own worker.
-
-        Raises:
-            FencedError: As in `charge`.
-        """
-        with budgeting(self._ledger) as transaction:
-            trial, _ = _fenced(transaction.connection, attempt)
-            _end(transaction, trial, state, reason)
-
-    # -- the outbox ---------------------------------------------------------------------------
-
-    def delivery_lock(self) -> AbstractContextManager[bool]:
-        """The right to deliver, as `sweeps.database.tables.try_delivery_lock` says."""
-        return try_delivery_lock(self._engine)
-
-    def undelivered(self, limit: int = 1000, *, after: int = 0) -> list[Message]:
-        """The oldest messages that MLflow has not yet got, in order; ids above ``after`` only."""
-        columns = [outbox.c[field.name] for field in dataclasses.fields(Message)]
-        query = (
-            sa.select(*columns)
-            .where(outbox.c.delivered_at.is_(None), outbox.c.message_id > after)
-            .order_by(outbox.c.message_id)
-            .limit(limit)
-        )
-        with reading(self._engine) as connection:
-            return [Message(**row) for row in connection.execute(query).mappings()]
-
-    def count_undelivered(self) -> int:
-        """How many messages MLflow has not yet got."""
-        query = sa.select(sa.func.count()).where(outbox.c.delivered_at.is_(None))
-        with reading(self._engine) as connection:
-            return connection.scalar(query) or 0
-
-    def mark_delivered(self, message_ids: Sequence[int]) -> None:
-        """Marks messages that MLflow has got."""
-        with writing(self._engine) as connection:
-            connection.execute(
-                outbox.update()
-                .where(outbox.c.message_id.in_(message_ids))
-                .values(delivered_at=time.time())
-            )
-
-    def set_mlflow_run_id(self, sweep_id: str, trial_id: str | None, run_id: str) -> None:
-        """Remembers which MLflow run is a trial's, or with None the sweep's own."""
-        if trial_id is None:
-            change = sweeps.update().where(sweeps.c.sweep_id == sweep_id)
-        else:
-            change = trials.update().where(trials.c.trial_id == trial_id)
-        with writing(self._engine) as connection:
-            connection.execute(change.values(mlflow_run_id=run_id))
+        decision = None
+        with suppress(_DryRun), budgeting(self._ledger) as transaction:
+            decision = fork(transaction, new)
+            if decision.admitted:
+                _set_sweep(transaction.connection, decision.sweep_id, wish=Wish.NONE)
+            if dry_run:
+                raise _DryRun
+        assert decision is not None
+        return decision
 
     # -- reading ------------------------------------------------------------------------------
 
@@ -425,17 +363,19 @@ class Store:
             StoreError: If there is none of this id.
         """
         with reading(self._engine) as connection:
-            row = connection.execute(
-                sa.select(sweeps).where(sweeps.c.sweep_id == sweep_id)
-            ).one_or_none()
-        if row is None:
-            raise StoreError(f"sweep {sweep_id!r}: not in the ledger; see `dp-sweeps list`")
-        return row
+            return _sweep_row(connection, sweep_id)
 
     def sweeps(self) -> Sequence[sa.Row[Any]]:
         """Every sweep's row, newest first."""
         with reading(self._engine) as connection:
             return connection.execute(sa.select(sweeps).order_by(sweeps.c.created_at.desc())).all()
+
+    def trial(self, trial_id: str) -> sa.Row[Any] | None:
+        """A trial's row, or None if there is none of this id."""
+        with reading(self._engine) as connection:
+            return connection.execute(
+                sa.select(trials).where(trials.c.trial_id == trial_id)
+            ).one_or_none()
 
     def trials(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
         """A sweep's trials, by number."""
@@ -449,7 +389,7 @@ class Store:
             sa.select(reports)
             .join(trials, trials.c.trial_id == reports.c.trial_id)
             .where(trials.c.sweep_id == sweep_id)
-            .order_by(trials.c.number, reports.c.attempt, reports.c.step)
+            .order_by(trials.c.number, reports.c.branch, reports.c.step)
         )
         with reading(self._engine) as connection:
             return connection.execute(query).all()
@@ -458,6 +398,86 @@ class Store:
 def open_store(home: Home) -> Store:
     """The store of a home; see `sweeps.database.tables.open_ledger`."""
     return Store(open_ledger(home))
+
+
+class _DryRun(Exception):
+    """Takes everything back."""
+
+
+def _readmit(transaction: LedgerTransaction, trial_id: str, end: int | None) -> Readmission:
+    connection = transaction.connection
+    trial = rows.locked_trial(connection, trial_id)
+    state = TrialState(trial.state)
+    if not state.may_become(TrialState.ADMITTED) or trial.trial_config is None:
+        raise StoreError(
+            f"trial {trial_id}: is {state}; allowed to go on are PRUNED, CANCELLED, FAILED and "
+            "COMPLETED ones"
+        )
+    config = TrialConfig.from_json(trial.trial_config)
+    step = furthest_step(connection, trial)
+    iterations = config.iterations if end is None else end
+    if config.mechanism.bands > 1 and iterations != config.iterations:
+        raise StoreError(
+            f"trial {trial_id}: --iterations {iterations}: allowed is {config.iterations}, for "
+            "how its noise is correlated depends on how long it is"
+        )
+    # One that did not complete may have paid for its last step and not shown it.
+    if iterations < step or (iterations == step and state is TrialState.COMPLETED):
+        raise StoreError(
+            f"trial {trial_id}: has taken {step} steps; allowed is --iterations with more"
+        )
+    try:
+        config = dataclasses.replace(config, iterations=iterations)
+    except ConfigError as error:
+        raise StoreError(f"trial {trial_id}: {error}") from error
+    new_iterations = iterations - step
+    wanted = trial.charged_iterations + new_iterations
+    before = find_reservation(connection, trial_id)
+    assert before is not None  # it is written with the trial
+    after = None
+    refusal = rows.beyond_limit(connection, trial, before, wanted)
+    if not refusal:
+        answer = transaction.extend(trial_id, wanted)
+        if isinstance(answer, BudgetExceeded):
+            refusal = str(answer)
+        else:
+            after = planned_epsilon(answer, config)
+    if not refusal:
+        rows.set_trial(
+            connection,
+            trial_id,
+            state=TrialState.ADMITTED,
+            reason="",
+            exempt=True,
+            trial_config=config.to_json(),
+            config={**trial.config, "iterations": iterations},
+            planned_iterations=wanted,
+            planned_epsilon=after,
+        )
+        rows.tell(connection, trial.sweep_id, trial_id, "trial_resume", {})
+    return Readmission(
+        trial_id=trial_id,
+        sweep_id=trial.sweep_id,
+        number=trial.number,
+        state=state,
+        step=step,
+        iterations=iterations,
+        new_iterations=new_iterations,
+        epsilon=spent_epsilon(before, config),
+        epsilon_after=after,
+        refusal=refusal,
+    )
+
+
+def _sweep_row(connection: sa.Connection, sweep_id: str) -> sa.Row[Any]:
+    row = connection.execute(sa.select(sweeps).where(sweeps.c.sweep_id == sweep_id)).one_or_none()
+    if row is None:
+        raise StoreError(f"sweep {sweep_id!r}: not in the ledger; see `dp-sweeps list`")
+    return row
+
+
+def _set_sweep(connection: sa.Connection, sweep_id: str, **values: Any) -> None:
+    connection.execute(sweeps.update().where(sweeps.c.sweep_id == sweep_id).values(**values))
 
 
 def _ask_budget(
@@ -491,85 +511,3 @@ def _ask_budget(
         if answer.request_id not in admitted
     }
     return admitted, {**dict.fromkeys(admitted, ""), **refused}
-
-
-def finite_or_none(value: float) -> float | None:
-    """The number, or None where it is infinite or NaN: databases and JSON have neither."""
-    return value if math.isfinite(value) else None
-
-
-def _locked_trial(connection: sa.Connection, trial_id: str) -> sa.Row[Any]:
-    row = connection.execute(
-        sa.select(trials).where(trials.c.trial_id == trial_id).with_for_update()
-    ).one_or_none()
-    if row is None:
-        raise StoreError(f"trial {trial_id!r}: not in the ledger")
-    return row
-
-
-def _whole_groups(trial: sa.Row[Any]) -> int:
-    """A trial's charge, rounded up to whole groups of steps with correlated noise.
-
-    Not beyond what it was admitted for: after that no attempt can run a step.
-    """
-    config = trial.trial_config
-    bands = 1 if config is None else TrialConfig.from_json(config).mechanism.bands
-    whole = -(-trial.charged_iterations // bands) * bands
-    return min(whole, trial.planned_iterations)
-
-
-def _fenced(connection: sa.Connection, attempt: Attempt) -> tuple[sa.Row[Any], sa.Row[Any]]:
-    """The rows of a trial and its newest attempt, if that is the one given."""
-    trial = _locked_trial(connection, attempt.trial_id)
-    newest = connection.execute(
-        sa.select(attempts)
-        .where(attempts.c.trial_id == attempt.trial_id)
-        .order_by(attempts.c.number.desc())
-        .limit(1)
-    ).one_or_none()
-    held = newest is not None and secrets.compare_digest(newest.attempt_id, attempt.attempt_id)
-    if newest is None or not held or trial.state != TrialState.RUNNING:
-        raise FencedError(
-            f"trial {attempt.trial_id}: attempt {attempt.number} may no longer write; the trial "
-            f"is {trial.state}"
-        )
-    return trial, newest
-
-
-def _end(
-    transaction: LedgerTransaction, trial: sa.Row[Any], state: TrialState, reason: str
-) -> None:
-    connection = transaction.connection
-    if not state.is_finished or not TrialState(trial.state).may_become(state):
-        raise StoreError(f"trial {trial.trial_id}: cannot become {state} from {trial.state}")
-    connection.execute(
-        trials.update()
-        .where(trials.c.trial_id == trial.trial_id)
-        .values(state=state, reason=reason)
-    )
-    connection.execute(
-        attempts.update()
-        .where(attempts.c.trial_id == trial.trial_id, attempts.c.ended_at.is_(None))
-        .values(ended_at=time.time())
-    )
-    transaction.settle(trial.trial_id)
-    payload = {"state": state, "reason": reason}
-    _tell(connection, trial.sweep_id, trial.trial_id, "trial_end", payload)
-
-
-def _tell(
-    connection: sa.Connection,
-    sweep_id: str,
-    trial_id: str | None,
-    kind: str,
-    payload: Mapping[str, Any],
-) -> None:
-    connection.execute(
-        outbox.insert().values(
-            sweep_id=sweep_id,
-            trial_id=trial_id,
-            kind=kind,
-            payload=dict(payload),
-            created_at=time.time(),
-        )
-    )

@@ -5,6 +5,8 @@ database; here its errors become this room's.
 """
 
 import fcntl
+import hashlib
+import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,10 @@ sweeps = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
     sa.Column("mlflow_run_id", sa.String(64)),
+    # What a person asked of the sweep while it runs: see `Wish`.
+    sa.Column("wish", sa.String(16), nullable=False, server_default=""),
+    # Who drives it, or did last, as ``host:pid``.
+    sa.Column("driver", sa.String(256), nullable=False, server_default=""),
 )
 
 trials = sa.Table(
@@ -50,30 +56,78 @@ trials = sa.Table(
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("config", sa.JSON, nullable=False),
     sa.Column("trial_config", sa.JSON(none_as_null=True)),
-    # What admission decided on; NULL epsilon: no finite bound is known.
+    # What is reserved in the ledger; NULL epsilon: no finite bound is known. A step that is taken
+    # again by another branch counts again, so this may exceed the step at which the trial ends.
     sa.Column("planned_iterations", sa.Integer, nullable=False),
     sa.Column("planned_epsilon", sa.Float),
     # What was spent: iterations over all attempts, durable before anything of them is seen.
     sa.Column("charged_iterations", sa.Integer, nullable=False, default=0),
     sa.Column("mlflow_run_id", sa.String(64)),
+    # Of a fork: the trial and the step that it goes on from.
+    sa.Column("parent_trial_id", sa.String(128)),
+    sa.Column("parent_step", sa.Integer),
+    # Whether somebody asked for it by name, so that no scheduler may prune it.
+    sa.Column("exempt", sa.Boolean, nullable=False, server_default=sa.false()),
+    # After it ran out of memory: how many gradients are computed at a time.
+    sa.Column("microbatch_size", sa.Integer),
     sa.UniqueConstraint("sweep_id", "number"),
     sa.CheckConstraint("charged_iterations >= 0"),
     sa.CheckConstraint("charged_iterations <= planned_iterations"),
 )
 
+# Each time a worker takes a trial up.
 attempts = sa.Table(
     "attempts",
     metadata,
     sa.Column("attempt_id", sa.String(32), primary_key=True),
     sa.Column("trial_id", sa.String(128), sa.ForeignKey("trials.trial_id"), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
-    # The steps that this branch began with and the furthest that it charged.
-    sa.Column("start_step", sa.Integer, nullable=False),
-    sa.Column("charged_step", sa.Integer, nullable=False),
     sa.Column("worker", sa.String(256), nullable=False),
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
+    # How it ended: see `AttemptEnd`. NULL while it runs.
+    sa.Column("end", sa.String(16)),
+    # What the trial had been charged when it began, by which progress is told.
+    sa.Column("charged_before", sa.Integer, nullable=False, server_default="0"),
     sa.UniqueConstraint("trial_id", "number"),
+)
+
+# Each lineage of noise of a trial (`trainer.mechanism.keys`). Several attempts may go on with one.
+branches = sa.Table(
+    "branches",
+    metadata,
+    sa.Column("trial_id", sa.String(128), sa.ForeignKey("trials.trial_id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("branch_id", sa.String(32), nullable=False),
+    # The step at which it began and the furthest that it was charged.
+    sa.Column("start_step", sa.Integer, nullable=False),
+    sa.Column("charged_step", sa.Integer, nullable=False),
+    # What the trainer needs to go on with it; NULL where it cannot be gone on with.
+    sa.Column("facts", sa.JSON(none_as_null=True)),
+    sa.UniqueConstraint("trial_id", "branch_id"),
+)
+
+# Checkpoints that are whole. What is not here is not resumed from, whatever lies on a disk.
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("trial_id", sa.String(128), sa.ForeignKey("trials.trial_id"), primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("location", sa.Text, nullable=False),
+    sa.Column("written_at", sa.Float, nullable=False),
+)
+
+# What a scheduler decided at a rung, once and for all.
+rungs = sa.Table(
+    "rungs",
+    metadata,
+    sa.Column("trial_id", sa.String(128), sa.ForeignKey("trials.trial_id"), primary_key=True),
+    sa.Column("rung", sa.Integer, primary_key=True),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("utility", sa.Float),
+    sa.Column("goes_on", sa.Boolean, nullable=False),
+    sa.Column("decided_at", sa.Float, nullable=False),
 )
 
 reports = sa.Table(
@@ -81,7 +135,8 @@ reports = sa.Table(
     metadata,
     sa.Column("trial_id", sa.String(128), sa.ForeignKey("trials.trial_id"), primary_key=True),
     sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("attempt", sa.Integer, primary_key=True),
+    # A branch reports a step once: taken again, it is the same to the bit.
+    sa.Column("branch", sa.Integer, primary_key=True),
     sa.Column("reported_at", sa.Float, nullable=False),
     # The trial's charge that ``epsilon`` speaks of.
     sa.Column("charged_iterations", sa.Integer, nullable=False),
@@ -188,6 +243,11 @@ def existing_ledger(home: Home, *, check: bool = True) -> Ledger:
     return open_ledger(home, check=check)
 
 
+def finite_or_none(value: float) -> float | None:
+    """The number, or None where it is infinite or NaN: databases and JSON have neither."""
+    return value if math.isfinite(value) else None
+
+
 @contextmanager
 def budgeting(ledger: Ledger) -> Generator[LedgerTransaction]:
     """As `Ledger.transaction`, with this room's `DatabaseError`."""
@@ -224,13 +284,29 @@ def try_delivery_lock(engine: sa.Engine) -> Generator[bool]:
     Two that delivered at once would create an MLflow run each. The right ends with the block or
     with the process, however it dies.
     """
+    with _try_lock(engine, "delivery", _DELIVERY_LOCK) as held:
+        yield held
+
+
+@contextmanager
+def try_driving_lock(engine: sa.Engine, sweep_id: str) -> Generator[bool]:
+    """Holds the right to drive a sweep, as `try_delivery_lock`."""
+    digest = hashlib.blake2b(sweep_id.encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, signed=True)
+    with _try_lock(engine, f"driving-{digest.hex()}", number) as held:
+        yield held
+
+
+@contextmanager
+def _try_lock(engine: sa.Engine, name: str, number: int) -> Generator[bool]:
+    """A lock that ends with its process: a file beside SQLite's, or PostgreSQL's own."""
     if engine.dialect.name == "postgresql":
         # Beside the transactions of rows: it reads and writes none, and they run while it lasts.
         with _translated(), database.translated(engine), engine.begin() as connection:
-            held = connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_DELIVERY_LOCK)))
+            held = connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(number)))
             yield bool(held)
         return
-    with open(f"{engine.url.database}-delivery", "ab") as file:
+    with open(f"{engine.url.database}-{name}", "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = True

@@ -97,6 +97,8 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
                 **{name: getattr(trial.last, name) if trial.last else None for name in _AVERAGES},
                 "step": trial.last.step if trial.last else 0,
                 "iterations": trial.planned_iterations,
+                "parent_trial_id": trial.parent_trial_id,
+                "parent_step": trial.parent_step,
                 "reason": trial.reason,
                 "mlflow_run_id": trial.mlflow_run_id,
                 "curve": [

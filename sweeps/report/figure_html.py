@@ -266,7 +266,7 @@ def _hover(trial: TrialSummary, point: Point | None) -> str:
     else:
         where = f"ε = {show_epsilon(point.report.epsilon)}, accuracy {show_accuracy(point.y)}"
         lines.append(f"{where}, on the frontier" if point.is_ahead else where)
-        lines.append(f"step {point.report.step} of {trial.planned_iterations}")
+        lines.append(f"step {point.report.step} of {trial.end_step}")
     lines.append(_markup(describe_config(trial.config, separator="\n")))
     reason = one_line(trial.reason, 300)
     lines += [f"<i>{_markup(line)}</i>" for line in textwrap.wrap(reason, 60)]

@@ -49,6 +49,8 @@ class TrialSummary:
         charged_iterations: Iterations spent.
         curve: Its reports in order.
         mlflow_run_id: Its MLflow run, or None.
+        parent_trial_id: Of a fork, the trial that it goes on from; else None.
+        parent_step: The step from which it does.
     """
 
     trial_id: str
@@ -61,6 +63,13 @@ class TrialSummary:
     charged_iterations: int
     curve: tuple[CurvePoint, ...]
     mlflow_run_id: str | None
+    parent_trial_id: str | None = None
+    parent_step: int | None = None
+
+    @property
+    def end_step(self) -> int:
+        """The step at which it ends: counted on from its parent's, and each once."""
+        return int(self.config.get("iterations", self.planned_iterations))
 
     @property
     def last(self) -> CurvePoint | None:
@@ -194,6 +203,8 @@ def read_results(store: Store, sweep_id: str) -> SweepResults:
                 charged_iterations=row.charged_iterations,
                 curve=tuple(curves.get(row.trial_id, ())),
                 mlflow_run_id=row.mlflow_run_id,
+                parent_trial_id=row.parent_trial_id,
+                parent_step=row.parent_step,
             )
             for row in store.trials(sweep_id)
         ),

@@ -409,7 +409,7 @@ def _result_row(trial: TrialSummary) -> _Row:
     rejected = trial.state is TrialState.REJECTED
     epsilon = show_epsilon(trial.epsilon)
     step = trial.last.step if trial.last else trial.charged_iterations
-    steps = NO_VALUE if rejected else f"{step}/{trial.planned_iterations}"
+    steps = NO_VALUE if rejected else f"{step}/{trial.end_step}"
     return _Row(
         number=trial.number,
         before=(

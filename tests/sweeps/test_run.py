@@ -16,11 +16,11 @@ import sqlalchemy as sa
 import yaml
 
 import accounting
-from sweeps.database.states import TrialState
+from sweeps import driver
+from sweeps.database.states import Wish
 from sweeps.database.store import open_store
-from sweeps.database.tables import attempts, open_database, trials
+from sweeps.database.tables import attempts, branches, open_database, trials
 from sweeps.home import Home
-from sweeps.report.results import read_results
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -62,13 +62,19 @@ ENDLESS = {
 
 
 def command(folder, spec, **environment):
-    """The command line and environment of ``dp-sweeps run`` on a spec in a folder."""
-    path = folder / "spec.yaml"
-    path.write_text(yaml.safe_dump(spec))
+    """The command line and environment of ``dp-sweeps run`` on a spec in a folder.
+
+    Without a spec, of ``dp-sweeps resume``.
+    """
+    arguments = ["resume", "--json"]
+    if spec is not None:
+        path = folder / "spec.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        arguments = ["run", str(path), "--json"]
     home = folder / "home"
     binary = Path(sys.executable).with_name("dp-sweeps")
     clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
-    return [str(binary), "run", str(path), "--json"], {
+    return [str(binary), *arguments], {
         **clean,
         "DP_SWEEPS_HOME": str(home),
         **environment,
@@ -141,7 +147,7 @@ def test_trials_complete_are_pruned_and_are_rejected(sweep):
     for trial in pruned:
         assert trial["step"] < 30
         assert trial["epsilon"] < trial["planned_epsilon"]
-        assert "rung" in trial["reason"]
+        assert "was not among the best of those that had reached step" in trial["reason"]
     for trial in by_state(document, "REJECTED"):
         assert trial["config"]["expected_batch_size"] == 512
         assert trial["epsilon"] > 3.0
@@ -181,12 +187,7 @@ def test_a_rejected_trial_never_reached_a_worker(sweep):
     assert started == configured == admitted
     sweep_dir = home.sweep_dir(document["sweep_id"])
     assert {path.name for path in (sweep_dir / "checkpoints").iterdir()} == admitted
-    tune_files = [path for path in (sweep_dir / "tune").rglob("*") if path.is_file()]
-    text = " ".join(str(path) for path in tune_files) + " ".join(
-        path.read_bytes().decode(errors="replace") for path in tune_files
-    )
-    assert not [trial_id for trial_id in rejected if trial_id in text]
-    assert all(trial_id in text for trial_id in admitted)
+    assert not (sweep_dir / "tune").exists(), "a cache, which is thrown away"
 
 
 def test_every_step_was_charged(sweep):
@@ -266,86 +267,168 @@ def test_state_is_for_its_owner_alone(sweep):
     assert (folder / "home").stat().st_mode & 0o077 == 0
 
 
-def charged(store):
-    sweeps = store.sweeps()
-    if not sweeps:
-        return []
-    rows = store.trials(sweeps[0].sweep_id)
-    return [row for row in rows if row.state == TrialState.RUNNING and row.charged_iterations >= 5]
-
-
-def wait_until_charged(folder):
-    _, home = store_of_when_there(folder)
-    store = open_store(home)
-    rows = wait_for(lambda: charged(store))
-    return store, rows[0]
-
-
 def store_of_when_there(folder):
     wait_for((folder / "home" / "ledger.db").exists)
     return store_of(folder)
 
 
-def test_a_killed_worker_costs_its_own_trial_and_keeps_the_charge(tmp_path):
-    spec = {**ENDLESS, "search_space": {**ENDLESS["search_space"], "learning_rate": 8.0}}
-    with running(tmp_path, spec) as process:
-        store, row = wait_until_charged(tmp_path)
-        with store._engine.connect() as connection:
-            worker = connection.scalar(
-                sa.select(attempts.c.worker).where(attempts.c.trial_id == row.trial_id)
-            )
-        assert worker is not None
-        os.kill(int(worker.rpartition(":")[2]), signal.SIGKILL)
-        out, err = process.communicate(timeout=DEADLINE_SECS)
-    assert process.returncode == 1, err
-    document = json.loads(out)
-    assert document["state"] == "FAILED"
-    trial = document["trials"][0]
-    assert trial["state"] == "FAILED"
-    assert "worker died" in trial["reason"]
-    ended = store.trials(document["sweep_id"])[0]
-    assert ended.charged_iterations >= row.charged_iterations
-    # Whatever was charged is shown, reported or not.
-    assert trial["epsilon"] > 0
+def rows_of(store):
+    """The trials of the newest sweep, by number; none before there is one."""
+    return [row for sweep in store.sweeps()[:1] for row in store.trials(sweep.sweep_id)]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sweep_ends_in_order(tmp_path, how):
+def attempts_at(store, trial_id):
+    with store.ledger.engine.connect() as connection:
+        query = sa.select(attempts).where(attempts.c.trial_id == trial_id)
+        return connection.execute(query.order_by(attempts.c.number)).all()
+
+
+def branch_rows(store):
+    with store.ledger.engine.connect() as connection:
+        return connection.execute(sa.select(branches)).all()
+
+
+def worker_of(store, trial_id):
+    """The process that runs a trial, or did last."""
+    return int(attempts_at(store, trial_id)[-1].worker.rpartition(":")[2])
+
+
+def charges(store):
+    """What every trial has been charged."""
+    return {row.trial_id: row.charged_iterations for row in rows_of(store)}
+
+
+def wait_for_more(store, before=None):
+    """Waits until every trial has been charged for more than it had been; gives the charges."""
+
+    def found():
+        now = charges(store)
+        return now and all(now[name] > (before or {}).get(name, 0) for name in now) and now
+
+    return wait_for(found)
+
+
+def test_a_sweep_outlives_its_workers_and_its_drivers_interrupts(tmp_path):
     with running(tmp_path, ENDLESS) as process:
-        store, row = wait_until_charged(tmp_path)
-        process.send_signal(how)
+        store, home = store_of_when_there(tmp_path)
+        victim = min(wait_for_more(store))
+        os.kill(worker_of(store, victim), signal.SIGKILL)
+        wait_for(lambda: len(attempts_at(store, victim)) == 2)
+        wait_for_more(store, charges(store))
+        process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=DEADLINE_SECS)
+    # The first interrupt: everything waits at a checkpoint.
     assert process.returncode == 130, err
+    assert "finishing checkpoints; interrupt again to end now" in err
     document = json.loads(out)
-    assert document["state"] == "CANCELLED"
-    assert {trial["state"] for trial in document["trials"]} == {"CANCELLED"}
-    spent = {trial["trial_id"]: trial["epsilon"] for trial in document["trials"]}
-    assert spent[row.trial_id] > 0
-    results = read_results(store, document["sweep_id"])
-    assert all(trial.state is TrialState.CANCELLED for trial in results.trials)
+    sweep_id = document["sweep_id"]
+    assert document["state"] == store.sweep(sweep_id).state == "PAUSED"
+    assert {trial["state"] for trial in document["trials"]} == {"PAUSED"}
+    assert [each.end for each in attempts_at(store, victim)] == ["lost", "paused"]
+    paused = charges(store)
+    assert len(branch_rows(store)) == 2, "the worker that died cost no step twice"
+    states = {store.ledger.reservation(trial_id).state for trial_id in paused}
+    assert states == {"open"}
+
+    with running(tmp_path, None) as process:
+        wait_for_more(store, paused)
+        workers = {worker_of(store, trial_id) for trial_id in paused}
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)  # or they would pause before it is asked again
+        try:
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: store.wish(sweep_id) is Wish.PAUSE)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=DEADLINE_SECS)
+        finally:
+            for worker in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+    # The second: all is left where it is.
+    assert process.returncode == 130, err
+    assert f"interrupted; `dp-sweeps resume {sweep_id}` goes on" in err
+    assert {row.state for row in rows_of(store)} == {"RUNNING"}
+    assert store.sweep(sweep_id).state == "RUNNING"
+    assert not store.is_driven(sweep_id)
+    assert len(branch_rows(store)) == 2
+
+    driver.cancel(sweep_id, store, home)
+    ended = rows_of(store)
+    assert {row.state for row in ended} == {"CANCELLED"}
+    assert all(row.charged_iterations > paused[row.trial_id] for row in ended)
+    assert store.ledger.verify().ok
+
+
+def test_a_sweep_whose_driver_is_killed_goes_on_with_one_command(tmp_path):
+    spec = json.loads(json.dumps(SPEC))
+    spec["privacy"].update(target_epsilon=100.0)
+    spec["search_space"].update(
+        optimizer="sgd",
+        expected_batch_size=64,
+        iterations=300,
+        learning_rate={"grid_search": [8.0, 4.0, 2.0]},
+    )
+    spec["scheduler"] = {"name": "fifo"}
+    with running(tmp_path, spec) as process:
+        store, home = store_of_when_there(tmp_path)
+
+        def in_the_middle():
+            states = [(row.state, row.charged_iterations > 20) for row in rows_of(store)]
+            return states[:2] == [("COMPLETED", True), ("RUNNING", True)]
+
+        wait_for(in_the_middle)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=DEADLINE_SECS)
+    assert process.returncode == -signal.SIGKILL
+    first, second, third = rows_of(store)
+    assert (first.state, second.state, third.state) == ("COMPLETED", "RUNNING", "ADMITTED")
+    assert store.sweep(first.sweep_id).state == "RUNNING"
+    before = [row for row in store.reports(first.sweep_id) if row.trial_id == first.trial_id]
+
+    with running(tmp_path, None) as process:
+        out, err = process.communicate(timeout=DEADLINE_SECS)
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert document["state"] == "COMPLETED"
+    assert [trial["state"] for trial in document["trials"]] == ["COMPLETED"] * 3
+    ends = [[each.end for each in attempts_at(store, row.trial_id)] for row in rows_of(store)]
+    assert ends == [["ended"], ["interrupted", "ended"], ["ended"]]
+    # Each step of each trial was paid once, also what was taken again.
+    assert [row.charged_iterations for row in rows_of(store)] == [300] * 3
+    assert len(branch_rows(store)) == 3
+    reports = store.reports(first.sweep_id)
+    assert [row for row in reports if row.trial_id == first.trial_id] == before
+    steps = list(range(5, 301, 5))
+    assert [row.step for row in reports if row.trial_id == second.trial_id] == steps
+    assert store.ledger.verify().ok
+    mlflow.set_tracking_uri(home.mlflow_uri)
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4
+    curves = mlflow.MlflowClient()
+    run_id = rows_of(store)[1].mlflow_run_id
+    assert [each.step for each in curves.get_metric_history(run_id, "epsilon")] == steps
 
 
 def test_a_trial_that_fails_leaves_the_others_alone(tmp_path):
-    # A file where its checkpoints should go stands for whatever breaks inside a worker.
+    # Data that nobody has stands for whatever breaks inside a worker.
     spec = json.loads(json.dumps(SPEC))
     spec["search_space"].update(
         optimizer="sgd", expected_batch_size=128, learning_rate={"grid_search": [8.0, 1.0]}
     )
     spec["scheduler"] = {"name": "fifo"}
     arguments, env = command(tmp_path, spec)
-    program = f"""
-import sys
-from pathlib import Path
+    program = """
+import dataclasses
 from sweeps import cli
 from sweeps.database.store import Store
+from trainer.config import DataConfig
 
 create_sweep = Store.create_sweep
 
 def create_and_obstruct(self, sweep, trials):
-    create_sweep(self, sweep, trials)
-    folder = Path({str(tmp_path / "home" / "sweeps")!r}, sweep.sweep_id, "checkpoints")
-    folder.mkdir(parents=True)
-    (folder / trials[0].trial_id).touch()
+    config = dataclasses.replace(trials[0].trial_config, data=DataConfig(name="nowhere"))
+    broken = dataclasses.replace(trials[0], trial_config=config)
+    create_sweep(self, sweep, [broken, *trials[1:]])
 
 Store.create_sweep = create_and_obstruct
 cli.main()
@@ -361,13 +444,13 @@ cli.main()
     assert run.returncode == 1, run.stderr
     document = json.loads(run.stdout)
     assert sorted(trial["state"] for trial in document["trials"]) == ["COMPLETED", "FAILED"]
-    failed = by_state(document, "FAILED")[0]
-    assert "see " in failed["reason"]
-    log = re.search(r"\(see (.*)\)", failed["reason"])
-    assert log is not None
-    assert "Traceback" in Path(log[1]).read_text()
-    # The steps were charged before the checkpoint failed, and stay charged.
-    assert failed["epsilon"] > 0
+    (failed,) = by_state(document, "FAILED")
+    assert "nowhere" in failed["reason"]
+    assert f"`dp-sweeps logs {failed['trial_id']}` says more" in failed["reason"]
+    _, home = store_of(tmp_path)
+    log = home.trial_log(document["sweep_id"], failed["trial_id"]).read_text()
+    assert "Traceback" in log
+    assert failed["epsilon"] == 0
 
 
 CLUSTER = """

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from sweeps import service
+from sweeps.database.attempts import Attempt
 from sweeps.errors import SpecError, SweepError
 from sweeps.home import Home
 from sweeps.user_models import USER_MODELS_VARIABLE, check_model_allowed
+from sweeps.worker import TrialRun
 from tests.sweeps.cli.spec_files import write
 
 NAME = "our_models.nets:Net"
@@ -100,22 +102,28 @@ def test_workers_are_given_the_list(tmp_path, monkeypatch):
     monkeypatch.setattr(service, "connect", connect)
     home = Home.from_environment()
     plan = service.make_plan(write(tmp_path, {"model.name": NAME}), home)
-    with pytest.raises(SweepError, match="no further"), service.cluster_for(plan, home, "local"):
+    with (
+        pytest.raises(SweepError, match="no further"),
+        service.cluster_for(plan.spec, home, "local"),
+    ):
         pass
     assert given[USER_MODELS_VARIABLE] == "our_models.*"
 
 
-@pytest.mark.slow
 def test_a_worker_asks_again(monkeypatch):
-    from sweeps.tune import _Worker
-
-    worker: Any = object.__new__(_Worker)
-    worker._trial_id = "trial"
     config = SimpleNamespace(model=SimpleNamespace(name=NAME))
-    # The store knows no other method: nothing is begun.
-    worker._store = SimpleNamespace(assignment=lambda trial_id: SimpleNamespace(config=config))
-    with pytest.raises(SpecError, match="is not among the user models"):
-        worker._begin()
+    reasons = []
+    # The database knows no other method: nothing is begun.
+    attempts = SimpleNamespace(
+        begin=lambda trial_id, worker: Attempt("token", trial_id, 1),
+        assignment=lambda trial_id: SimpleNamespace(config=config),
+        fail=lambda attempt, reason: reasons.append(reason),
+    )
+    store: Any = SimpleNamespace(attempts=attempts)
+    with TrialRun(store, Home.from_environment(), "trial") as run:
+        assert run.next_report() is None
+    assert "is not among the user models" in reasons[0]
+    assert "our_models" not in sys.modules
 
 
 def test_check_says_so_with_exit_code_2(tmp_path, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from sweeps.report import live
 from sweeps.report.live import LiveView, PlainLines, Sample, panel, progress, sample, show_secs
 from sweeps.report.results import CurvePoint, SweepResults, TrialSummary, read_results
 from tests.sweeps.report.example_results import sweep
+from trainer.mechanism.branch import Branch
 
 
 def trial(
@@ -50,7 +51,6 @@ MIDWAY = ongoing(
     trial(3),
     trial(4, TrialState.REJECTED, reason="epsilon 12 exceeds the budget of 8"),
 )
-
 
 # --- Progress ------------------------------------------------------------------------------
 
@@ -290,12 +290,12 @@ def test_where_there_is_no_terminal_it_writes_lines_without_codes(store, frames)
     file = io.StringIO()
     with LiveView(store, "s", Console(file=file, width=20)):
         frames.wait()
-        attempt = store.begin_attempt("s-0")
+        attempt = store.attempts.begin("s-0")
         frames.wait()
-        store.charge(attempt, 100)
+        branch = Branch("0123456789abcdef", 0)
+        store.attempts.charge(attempt, branch, 100)
         metrics = {"epsilon": 5.0, "eval_accuracy": 0.75, "eval_loss": 0.5}
-        store.add_report(attempt, 100, metrics)
-        store.finish_attempt(attempt, TrialState.COMPLETED)
+        store.attempts.report(attempt, branch.branch_id, 100, metrics, end=TrialState.COMPLETED)
     assert file.getvalue().splitlines() == [
         "[red]digits: policy per_trial, budget ε = 8, δ = 1e-05",
         "1 trial: 1 admitted",

@@ -1,5 +1,6 @@
 """The table and the JSON: what a terminal and a program get to read."""
 
+import dataclasses
 import io
 import json
 import math
@@ -276,6 +277,15 @@ def test_folding_keeps_every_trial(reasons):
 # --- JSON ----------------------------------------------------------------------------------
 
 
+def test_a_forks_steps_are_counted_on_from_its_parents():
+    fork = dataclasses.replace(
+        trial(0), planned_iterations=40, parent_trial_id="t9", parent_step=60
+    )
+    (item,) = results_json(sweep(fork), report={})["trials"]
+    assert (item["parent_trial_id"], item["parent_step"], item["iterations"]) == ("t9", 60, 40)
+    assert "100/100" in printed(results_table(sweep(fork)))
+
+
 def test_json_shape():
     document = results_json(EXAMPLE, report={"png": "/r/p.png"})
     assert list(document) == [
@@ -311,6 +321,8 @@ def test_json_shape():
         "polyak_eval_loss": None,
         "step": 100,
         "iterations": 100,
+        "parent_trial_id": None,
+        "parent_step": None,
         "reason": "",
         "mlflow_run_id": None,
         "curve": [

@@ -1,0 +1,143 @@
+"""What changes of a trial's rows share: the lock, the fence, the end, and telling MLflow.
+
+Every function here runs within somebody's transaction.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+from accounting import Mechanism, Reservation
+from accounting.ledger.transaction import LedgerTransaction
+from sweeps.database.states import AttemptEnd, TrialState
+from sweeps.database.tables import attempts, outbox, sweeps, trials
+from sweeps.errors import FencedError, StoreError
+from sweeps.limits import check_limit
+
+
+def locked_trial(connection: sa.Connection, trial_id: str) -> sa.Row[Any]:
+    """A trial's row, which nobody else changes until the transaction ends.
+
+    Raises:
+        StoreError: If there is no such trial.
+    """
+    row = connection.execute(
+        sa.select(trials).where(trials.c.trial_id == trial_id).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise StoreError(f"trial {trial_id!r}: not in the ledger")
+    return row
+
+
+def newest_attempt(connection: sa.Connection, trial_id: str) -> sa.Row[Any] | None:
+    """The row of a trial's newest attempt, or None before the first."""
+    return connection.execute(
+        sa.select(attempts)
+        .where(attempts.c.trial_id == trial_id)
+        .order_by(attempts.c.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def fenced_trial(
+    connection: sa.Connection, trial_id: str, attempt_id: str, number: int, *, ended: bool = False
+) -> sa.Row[Any]:
+    """A trial's row, locked, for its newest attempt alone.
+
+    Args:
+        connection: Of the transaction.
+        trial_id: The trial.
+        attempt_id: The attempt's token.
+        number: The attempt's number, for the message.
+        ended: Whether a trial or an attempt that has ended will do, too.
+
+    Raises:
+        FencedError: If another attempt has begun since, or this one has ended, or the trial does
+            not run.
+        StoreError: If there is no such trial.
+    """
+    trial = locked_trial(connection, trial_id)
+    newest = newest_attempt(connection, trial_id)
+    held = newest is not None and secrets.compare_digest(newest.attempt_id, attempt_id)
+    runs = newest is not None and newest.ended_at is None and trial.state == TrialState.RUNNING
+    if not held or not (ended or runs):
+        raise FencedError(
+            f"trial {trial_id}: attempt {number} may no longer write; the trial is {trial.state}"
+        )
+    return trial
+
+
+def beyond_limit(
+    connection: sa.Connection, trial: sa.Row[Any], reservation: Reservation, iterations: int
+) -> str:
+    """Why a trial may not run so many iterations, whatever its budget has left; empty if it may.
+
+    Args:
+        connection: Of the transaction.
+        trial: The trial, whose sweep's specification has a limit for one trial.
+        reservation: The trial's.
+        iterations: All that it is to be charged for, over all its branches.
+    """
+    assert isinstance(reservation.mechanism, Mechanism)
+    spec = connection.scalar(sa.select(sweeps.c.spec).where(sweeps.c.sweep_id == trial.sweep_id))
+    assert spec is not None
+    decision = check_limit(
+        spec["privacy"],
+        reservation.mechanism.after(iterations),
+        reservation.request.prefix,
+    )
+    return "" if decision.admitted else decision.reason
+
+
+def set_trial(connection: sa.Connection, trial_id: str, **values: Any) -> None:
+    """Changes columns of a trial."""
+    connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(**values))
+
+
+def end_attempt(connection: sa.Connection, trial_id: str, end: AttemptEnd) -> None:
+    """Ends whatever attempt at a trial has not ended."""
+    connection.execute(
+        attempts.update()
+        .where(attempts.c.trial_id == trial_id, attempts.c.ended_at.is_(None))
+        .values(ended_at=time.time(), end=end)
+    )
+
+
+def end_trial(
+    transaction: LedgerTransaction, trial: sa.Row[Any], state: TrialState, reason: str
+) -> None:
+    """Ends a trial: its state, its attempt, its reservation and what MLflow hears, in one.
+
+    Raises:
+        StoreError: If the state may not follow.
+    """
+    connection = transaction.connection
+    if not state.is_finished or not TrialState(trial.state).may_become(state):
+        raise StoreError(f"trial {trial.trial_id}: cannot become {state} from {trial.state}")
+    set_trial(connection, trial.trial_id, state=state, reason=reason)
+    end_attempt(connection, trial.trial_id, AttemptEnd.ENDED)
+    transaction.settle(trial.trial_id)
+    payload = {"state": state, "reason": reason}
+    tell(connection, trial.sweep_id, trial.trial_id, "trial_end", payload)
+
+
+def tell(
+    connection: sa.Connection,
+    sweep_id: str,
+    trial_id: str | None,
+    kind: str,
+    payload: Mapping[str, Any],
+) -> None:
+    """Leaves a message for MLflow; with None for a trial, about the sweep itself."""
+    connection.execute(
+        outbox.insert().values(
+            sweep_id=sweep_id,
+            trial_id=trial_id,
+            kind=kind,
+            payload=dict(payload),
+            created_at=time.time(),
+        )
+    )

@@ -1,0 +1,152 @@
+"""Drives a sweep from wherever its rows say that it is, to its end or to where it is told to wait.
+
+A sweep that begins and a sweep whose driver died are the same to this module: it takes what may
+run, in waves that Ray Tune can hold, and looks at the rows again after each. One driver has a
+sweep at a time; the right ends with its process, so that whoever comes next need not ask.
+"""
+
+import dataclasses
+import os
+import socket
+from typing import Any
+
+import sqlalchemy as sa
+
+from sweeps.database.states import SweepState, TrialState, Wish
+from sweeps.database.store import Store
+from sweeps.errors import StoreError, SweepError
+from sweeps.home import Home
+from sweeps.report.files import write_report
+from sweeps.report.results import read_results
+from sweeps.service import worker_resources
+from sweeps.spec.sweep_spec import SweepSpec
+
+MAX_WAVE = 2000
+"""Trials that Ray Tune gets at once: with more it is slow to start and large."""
+
+
+def drive(sweep_id: str, store: Store, home: Home) -> SweepState:
+    """Runs a sweep's trials on the connected Ray until none is left that may run, and reports.
+
+    Ray need not be connected where nothing may run.
+
+    Args:
+        sweep_id: A recorded sweep, in whatever state.
+        store: The driver's own.
+        home: State, the same for the workers.
+
+    Returns:
+        Where the sweep is now: PAUSED if somebody asked for that; CANCELLED if somebody ended it;
+        FAILED if every trial that was admitted failed; else COMPLETED.
+
+    Raises:
+        KeyboardInterrupt: If the person wants it to end now; all is left where it is.
+        StoreError: If there is no such sweep, or somebody drives it already.
+        SweepError: If the workers get nowhere; all is left where it is.
+    """
+    row = store.sweep(sweep_id)
+    with store.driving_lock(sweep_id) as held:
+        if not held:
+            raise StoreError(
+                f"sweep {sweep_id}: is driven already, by {row.driver or 'another process'}; "
+                f"`dp-sweeps watch {sweep_id}` shows it"
+            )
+        store.take_over(sweep_id, f"{socket.gethostname()}:{os.getpid()}")
+        spec = SweepSpec.model_validate(row.spec)
+        _run_waves(spec, sweep_id, store, home)
+        return _end(sweep_id, store, home)
+
+
+def ask(sweep_id: str, wish: Wish, store: Store, home: Home) -> bool:
+    """Asks a sweep to pause or to stop; one that nobody drives does so at once.
+
+    Returns:
+        Whether somebody drives it, who will see to it.
+
+    Raises:
+        StoreError: If there is no such sweep, or it does not run.
+    """
+    store.set_wish(sweep_id, wish)
+    with store.driving_lock(sweep_id) as held:
+        if held:
+            _end(sweep_id, store, home)
+    return not held
+
+
+def cancel(sweep_id: str, store: Store, home: Home) -> None:
+    """Ends a sweep and everything of it now; whatever still works for it is fenced.
+
+    Raises:
+        StoreError: If there is no such sweep, or it has ended.
+    """
+    store.cancel_sweep(sweep_id)
+    with store.driving_lock(sweep_id) as held:
+        if held:
+            _end(sweep_id, store, home)
+
+
+def _end(sweep_id: str, store: Store, home: Home) -> SweepState:
+    """Writes down what became of a sweep, for people and for MLflow."""
+    state = _settle(sweep_id, store)
+    results = dataclasses.replace(read_results(store, sweep_id), state=state)
+    report = write_report(results, home)
+    store.end_sweep(sweep_id, state, list(report.values()))
+    return state
+
+
+def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> None:
+    folder = home.sweep_dir(sweep_id) / "tune"
+    before: list[Any] | None = None
+    while not _told_to_end(store, sweep_id) and (wave := store.runnable(sweep_id)[:MAX_WAVE]):
+        from sweeps.tune import run_trials  # Ray Tune takes seconds to import
+
+        if before == (now := [_facts(row) for row in wave]):
+            raise SweepError(
+                f"sweep {sweep_id}: its workers get nowhere; `dp-sweeps logs {wave[0].trial_id}` "
+                f"says more, and `dp-sweeps resume {sweep_id}` goes on"
+            )
+        before = now
+        run_trials(
+            spec,
+            trial_ids=[row.trial_id for row in wave],
+            max_iterations=max(row.planned_iterations for row in store.trials(sweep_id)),
+            store=store,
+            folder=folder,
+            resources=worker_resources(spec).as_ray(),
+            is_over=lambda: _is_over(store, sweep_id),
+        )
+
+
+def _facts(row: sa.Row[Any]) -> tuple[str, str, int]:
+    return row.trial_id, row.state, row.charged_iterations
+
+
+def _told_to_end(store: Store, sweep_id: str) -> bool:
+    row = store.sweep(sweep_id)
+    return bool(row.wish) or row.state == SweepState.CANCELLED
+
+
+def _is_over(store: Store, sweep_id: str) -> bool:
+    """Whether a sweep was cancelled, or was told to end and nothing of it runs any more."""
+    row = store.sweep(sweep_id)
+    if row.state == SweepState.CANCELLED or not row.wish:
+        return row.state == SweepState.CANCELLED
+    return not any(trial.state == TrialState.RUNNING for trial in store.trials(sweep_id))
+
+
+def _settle(sweep_id: str, store: Store) -> SweepState:
+    """Where a sweep is after its waves; what a stopped one has not begun is cancelled."""
+    row = store.sweep(sweep_id)
+    if row.state == SweepState.CANCELLED:
+        return SweepState.CANCELLED
+    if row.wish == Wish.PAUSE:
+        return SweepState.PAUSED
+    if row.wish == Wish.STOP:
+        for trial in store.runnable(sweep_id):
+            reason = "the sweep was stopped before it began"
+            store.end_trial(trial.trial_id, TrialState.CANCELLED, reason)
+    results = read_results(store, sweep_id)
+    ran = len(results.trials) - results.count(TrialState.REJECTED)
+    if ran and results.count(TrialState.FAILED) == ran:
+        return SweepState.FAILED
+    return SweepState.COMPLETED

@@ -1,0 +1,1 @@
+"""Which trials go on: schedulers' rules, without Ray and without rows."""

@@ -1,0 +1,232 @@
+"""A worker's trial: taken up from the database, run report by report, and put down again.
+
+Nothing here knows Ray. Whatever happens to the process, the rows say how far the trial is: its
+steps are charged before they are seen, its checkpoints are recorded once they are whole, and
+whoever takes it up next begins a new attempt, by which this one is fenced.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Self, TypeVar
+
+from sweeps.checkpoint_places import CheckpointPlaces
+from sweeps.database.attempts import Assignment, Attempt
+from sweeps.database.states import TrialState, Wish
+from sweeps.database.store import Store
+from sweeps.database.tables import METRICS
+from sweeps.errors import DatabaseError, FencedError, HaltedError, PlaceError
+from sweeps.home import Home
+from sweeps.trial_log import TrialLog
+from sweeps.user_models import check_model_allowed
+from trainer.errors import CheckpointError, OutOfMemory
+from trainer.mechanism.branch import Branch
+from trainer.reporting import TrialReport, releasable
+
+_LOG = logging.getLogger(__name__)
+_LOOK_EVERY_SECS = 2.0
+_DATABASE_PATIENCE_SECS = 60.0
+_LONGEST_PAUSE_SECS = 5.0
+_MAX_REASON_CHARS = 500
+
+_T = TypeVar("_T")
+
+
+class TrialRun:
+    """One trial in this process.
+
+    Args:
+        store: The database.
+        home: Where state lives.
+        trial_id: The trial.
+    """
+
+    def __init__(self, store: Store, home: Home, trial_id: str) -> None:
+        self._attempts = store.attempts
+        self._home = home
+        self._places = CheckpointPlaces(home)
+        self._trial_id = trial_id
+        self._attempt: Attempt | None = None
+        self._reports: Generator[TrialReport] | None = None
+        self._sweep_id, self._branch_id = "", ""
+        self._has_begun = False
+        self._looked_at = 0.0
+        self._log: TrialLog | None = None
+
+    def next_report(self) -> TrialReport | None:
+        """Runs to the next report, and records it.
+
+        Returns:
+            The report; None if nothing more is to be done here: the trial has been taken away or
+            put aside, or has ended, or the database is away. The rows say which.
+        """
+        try:
+            return self._next_report()
+        except (FencedError, HaltedError) as error:
+            _LOG.info("%s", error)
+        except DatabaseError:
+            _LOG.exception("trial %s: left where it is", self._trial_id)
+        except Exception as error:
+            self._fail(error)
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """Puts the trial down; its last checkpoint is whole then, and recorded."""
+        reports, self._reports = self._reports, None
+        try:
+            if reports is not None:
+                reports.close()
+        except FencedError as error:
+            _LOG.info("%s", error)
+        except Exception:  # the one before it stands
+            _LOG.exception("trial %s: its last checkpoint is lost", self._trial_id)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _next_report(self) -> TrialReport | None:
+        while True:
+            try:
+                if self._reports is None:
+                    self._reports = self._begin()
+                report = next(self._reports)
+            except OutOfMemory as error:
+                if error.microbatch_size <= 1:
+                    raise
+                _LOG.warning("%s; again with fewer at a time", error)
+                self._reports = None
+                self._ask(
+                    lambda size=error.microbatch_size // 2: self._attempts.out_of_memory(
+                        self._held, size
+                    )
+                )
+                continue
+            except (CheckpointError, PlaceError) as error:
+                if isinstance(error, CheckpointError) and not self._has_begun:
+                    raise
+                # A disk is full or a store is away, most likely: others would fail alike, and
+                # nothing is lost yet.
+                self._ask(lambda why=str(error): self._attempts.pause(self._held, why))
+                return None
+            break
+        wish = self._record(report)
+        if report.outcome != "running":
+            self._remove(self._ask(lambda: self._attempts.forget_old_checkpoints(self._held)))
+        if wish is Wish.PAUSE and report.outcome == "running":
+            self.close()
+            self._ask(lambda: self._attempts.pause(self._held))
+            return None
+        return report
+
+    @property
+    def _held(self) -> Attempt:
+        assert self._attempt is not None
+        return self._attempt
+
+    def _begin(self) -> Generator[TrialReport]:
+        from trainer.loop import trial_reports  # JAX: only here, in the worker's environment
+        from trainer.weights.checkpoints import first_readable
+
+        worker = f"{socket.gethostname()}:{os.getpid()}"
+        self._attempt = self._ask(lambda: self._attempts.begin(self._trial_id, worker=worker))
+        given: Assignment = self._ask(lambda: self._attempts.assignment(self._trial_id))
+        check_model_allowed(given.config.model.name)
+        self._log = self._log or TrialLog(self._home.trial_log(given.sweep_id, self._trial_id))
+        _LOG.info("trial %s: attempt %d on %s", self._trial_id, self._attempt.number, worker)
+        own = first_readable(map(self._places.get, given.checkpoints))
+        fork_from = None
+        if given.fork_from is not None and own.path is None:
+            fork_from = first_readable(map(self._places.get, given.fork_from)).path
+            if fork_from is None:
+                raise CheckpointError("the checkpoint to fork from is gone or damaged")
+        for reason in own.passed_over:
+            _LOG.warning("%s", reason)
+        self._sweep_id = given.sweep_id
+        directory = self._home.checkpoint_dir(given.sweep_id, self._trial_id)
+        return trial_reports(
+            given.config,
+            data_home=self._home.data_dir,
+            checkpoint_dir=directory / f"attempt-{self._attempt.number:04d}",
+            resume_from=own.path,
+            fork_from=fork_from,
+            known_branches=given.branches,
+            spent_before=given.spent_before,
+            secrets_dir=self._home.secrets_dir,
+            charge=self._charge,
+            on_step=self._look,
+            on_checkpoint=self._checkpoint,
+            num_devices=None,  # Ray shows a worker what it was given, and no more
+        )
+
+    def _charge(self, branch: Branch, step: int) -> int:
+        self._branch_id, self._has_begun = branch.branch_id, True
+        return self._ask(lambda: self._attempts.charge(self._held, branch, step))
+
+    def _checkpoint(self, step: int, path: Path) -> None:
+        location = self._places.put(path, self._sweep_id, self._trial_id, self._held.number)
+        try:
+            old = self._ask(lambda: self._attempts.checkpoint(self._held, step, location))
+        except FencedError:  # nobody will ever know of it
+            self._places.remove(location)
+            raise
+        self._remove(old)
+
+    def _remove(self, locations: Sequence[str]) -> None:
+        for location in locations:
+            self._places.remove(location)
+
+    def _look(self, _step: int) -> None:
+        """Ends a trial that somebody took away, some seconds later at most."""
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_SECS:
+            self._looked_at = time.monotonic()
+            self._ask(lambda: self._attempts.check_holds(self._held))
+
+    def _record(self, report: TrialReport) -> Wish:
+        released = releasable(report)
+        metrics = {name: released[name] for name in METRICS if name in released}
+        end, reason = None, ""
+        if report.outcome == "completed":
+            end = TrialState.COMPLETED
+        elif report.outcome == "diverged":
+            end = TrialState.DIVERGED
+            reason = f"the parameters were no longer finite at step {report.step}"
+        return self._ask(
+            lambda: self._attempts.report(
+                self._held, self._branch_id, report.step, metrics, end=end, reason=reason
+            )
+        )
+
+    def _fail(self, error: Exception) -> None:
+        _LOG.error("trial %s failed", self._trial_id, exc_info=error)
+        summary = f"{type(error).__name__}: {error}".strip()[:_MAX_REASON_CHARS]
+        if self._attempt is None:
+            return  # it did not even begin, and the rows say why
+        hint = f"`dp-sweeps logs {self._trial_id}` says more"
+        try:
+            self._ask(lambda: self._attempts.fail(self._held, f"{summary} ({hint})"))
+        except (FencedError, DatabaseError):
+            _LOG.exception("trial %s: its failure could not be recorded", self._trial_id)
+
+    def _ask(self, request: Callable[[], _T]) -> _T:
+        """Asks the database, again and again if it is away for a while."""
+        deadline = time.monotonic() + _DATABASE_PATIENCE_SECS
+        pause = 0.1
+        while True:
+            try:
+                return request()
+            except DatabaseError as error:
+                if time.monotonic() + pause > deadline:
+                    raise
+                _LOG.warning("%s; asking again", error)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECS)

@@ -1,0 +1,222 @@
+"""A scheduler's decisions are rows: each is made once, from one report, and outlives its maker."""
+
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+from sweeps.database.states import TrialState
+from sweeps.database.store import Store, open_store
+from sweeps.database.tables import reading, rungs, trials, writing
+from sweeps.errors import StoreError
+from sweeps.home import Home
+from sweeps.search import asha
+from tests.sweeps.database.small_sweep import (
+    FIRST,
+    METRICS,
+    PLAN,
+    TRIAL,
+    a_branch,
+    a_sweep,
+    a_trial,
+    everything,
+    go_to,
+    kinds,
+    row_of,
+    run_to,
+    state_of,
+)
+
+OTHER = "s-1-001"
+RUNGS = [10, 20, 40]
+
+
+def best_half(utility: float, others: Sequence[float]) -> bool:
+    return asha.goes_on(utility, others, 2)
+
+
+def never(utility: float, others: Sequence[float]) -> bool:
+    raise AssertionError("it was decided before")
+
+
+def decided(store: Store, trial_id: str = TRIAL) -> list[tuple[Any, ...]]:
+    """The rung, the step, the utility and the decision, by rung."""
+    query = sa.select(rungs.c.rung, rungs.c.step, rungs.c.utility, rungs.c.goes_on)
+    query = query.where(rungs.c.trial_id == trial_id).order_by(rungs.c.rung)
+    with reading(store.ledger.engine) as connection:
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def test_the_first_to_come_goes_on(store: Store) -> None:
+    run_to(store, 10, accuracy=0.1)
+    assert store.rungs.decide(TRIAL, RUNGS, best_half) is TrialState.RUNNING
+    assert decided(store) == [(10, 10, 0.1, True)]
+
+
+def test_before_its_first_rung_nothing_is_decided(engine: sa.Engine, store: Store) -> None:
+    run_to(store, 9)
+    before = everything(engine)
+    assert store.rungs.decide(TRIAL, RUNGS, never) is TrialState.RUNNING
+    assert everything(engine) == before
+
+
+def test_a_decision_is_made_once(engine: sa.Engine, store: Store) -> None:
+    attempt = run_to(store, 10, accuracy=0.1)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    run_to(store, 10, OTHER, accuracy=0.9)
+    go_to(store, attempt, 15, accuracy=0.0)
+    before = everything(engine)
+    assert store.rungs.decide(TRIAL, RUNGS, never) is TrialState.RUNNING
+    assert everything(engine) == before
+
+
+def test_who_is_behind_is_pruned_and_settled_at_once(store: Store) -> None:
+    run_to(store, 10, accuracy=0.9)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    run_to(store, 12, OTHER, accuracy=0.2)
+    assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
+    row = row_of(store, OTHER)
+    assert row.state == "PRUNED"
+    assert row.reason == (
+        "eval_accuracy 0.2000 at step 12 was not among the best of those that had reached step 10"
+    )
+    reservation = store.ledger.reservation(OTHER)
+    assert (reservation.state, reservation.charged, reservation.committed) == ("closed", 12, 12)
+    assert decided(store, OTHER) == [(10, 12, 0.2, False)]
+    assert kinds(store)[-1] == ("trial_end", OTHER)
+    assert store.rungs.decide(OTHER, RUNGS, never) is TrialState.PRUNED
+
+
+def test_a_decision_that_is_cut_off_is_not_made(
+    engine: sa.Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_to(store, 10, accuracy=0.9)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    run_to(store, 10, OTHER, accuracy=0.2)
+    before = everything(engine)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("sweeps.database.rows.tell", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.rungs.decide(OTHER, RUNGS, best_half)
+    assert everything(engine) == before
+    assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
+
+
+def test_a_missed_decision_is_made_later_from_the_same_report(store: Store) -> None:
+    attempt = run_to(store, 10, accuracy=0.9)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    go_to(store, attempt, 20, accuracy=0.95)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    # The scheduler was away while this trial reported three times.
+    late = run_to(store, 9, OTHER, accuracy=0.0)
+    for step, accuracy in ((12, 0.91), (18, 0.2), (25, 0.1)):
+        go_to(store, late, step, accuracy=accuracy)
+    assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
+    assert decided(store, OTHER) == [(10, 12, 0.91, True), (20, 25, 0.1, False)]
+
+
+def test_one_report_may_be_beyond_several_rungs(store: Store) -> None:
+    run_to(store, 50, accuracy=0.4)
+    assert store.rungs.decide(TRIAL, [40, 10, 20], best_half) is TrialState.RUNNING
+    assert decided(store) == [(rung, 50, 0.4, True) for rung in RUNGS]
+
+
+def test_a_branch_that_comes_to_a_rung_again_changes_nothing(store: Store) -> None:
+    run_to(store, 10, accuracy=0.9)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    run_to(store, 10, accuracy=0.1, branch=a_branch(2))
+    assert store.rungs.decide(TRIAL, RUNGS, never) is TrialState.RUNNING
+    assert decided(store) == [(10, 10, 0.9, True)]
+
+
+def test_an_exempt_trial_is_never_pruned_nor_compared_with(store: Store) -> None:
+    with writing(store.ledger.engine) as connection:
+        change = trials.update().where(trials.c.trial_id == TRIAL)
+        connection.execute(change.values(exempt=True))
+    attempt = run_to(store, 10, accuracy=0.0)
+    go_to(store, attempt, 40, accuracy=0.0)
+    assert store.rungs.decide(TRIAL, RUNGS, never) is TrialState.RUNNING
+    assert decided(store) == []
+
+
+def test_a_utility_that_is_not_finite_is_the_worst_and_nobodys_measure(store: Store) -> None:
+    run_to(store, 10, accuracy=float("nan"))
+    assert store.rungs.decide(TRIAL, RUNGS, best_half) is TrialState.RUNNING
+    assert decided(store) == [(10, 10, None, True)]
+    run_to(store, 10, OTHER, accuracy=0.1)
+    seen: list[Sequence[float]] = []
+    store.rungs.decide(OTHER, RUNGS, lambda _, others: not seen.append(others))
+    assert seen == [[]]
+    store.rungs.decide(OTHER, RUNGS, never)
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.CANCELLED])
+def test_of_a_trial_that_has_ended_nothing_is_decided(
+    engine: sa.Engine, store: Store, state: TrialState
+) -> None:
+    run_to(store, 10)
+    store.end_trial(TRIAL, state)
+    before = everything(engine)
+    assert store.rungs.decide(TRIAL, RUNGS, never) is state
+    assert everything(engine) == before
+
+
+def test_a_trial_that_nobody_knows_is_named(store: Store) -> None:
+    with pytest.raises(StoreError, match="'nope'"):
+        store.rungs.decide("nope", RUNGS, never)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_sweep_whose_scheduler_dies_is_pruned_as_ray_would(
+    empty_store: Store, home: Home, seed: int
+) -> None:
+    """Trials that report at every rung in any order; the scheduler is replaced now and then."""
+    rng, number_of_trials = random.Random(seed), 8
+    empty_store.create_sweep(a_sweep(), [a_trial(number) for number in range(number_of_trials)])
+    scheduler = AsyncHyperBandScheduler(
+        metric="m", mode="max", max_t=PLAN, grace_period=10, reduction_factor=2
+    )
+    (bracket,) = scheduler._brackets
+    milestones = asha.milestones(10, PLAN, 2)
+    assert milestones == [10, 20, 40, 80]
+    waiting = {
+        row.trial_id: (empty_store.attempts.begin(row.trial_id), list(milestones))
+        for row in empty_store.trials("s-1")
+    }
+    store, ends = empty_store, set()
+    while waiting:
+        trial_id = rng.choice([*waiting])
+        attempt, steps = waiting[trial_id]
+        step, accuracy = steps.pop(0), rng.random()
+        go_to(store, attempt, step, accuracy=accuracy)
+        if rng.random() < 0.3:
+            store = open_store(home)
+        state = store.rungs.decide(trial_id, milestones, best_half)
+        trial: Any = SimpleNamespace(trial_id=trial_id)
+        theirs = bracket.on_result(trial, step, accuracy)
+        assert (state is TrialState.PRUNED) == (theirs == TrialScheduler.STOP)
+        if state is TrialState.PRUNED or not steps:
+            ends.add(state)
+            del waiting[trial_id]
+        if store is not empty_store:
+            store.ledger.close()
+            store = empty_store
+    assert ends == {TrialState.PRUNED, TrialState.RUNNING}
+
+
+def test_a_completed_trial_stays_in_the_comparison(store: Store) -> None:
+    attempt = run_to(store, 10, accuracy=0.9)
+    store.rungs.decide(TRIAL, RUNGS, best_half)
+    store.attempts.charge(attempt, FIRST, PLAN)
+    store.attempts.report(attempt, FIRST.branch_id, PLAN, METRICS, end=TrialState.COMPLETED)
+    run_to(store, 10, OTHER, accuracy=0.2)
+    assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
+    assert state_of(store) == "COMPLETED"
