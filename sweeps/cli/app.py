@@ -12,7 +12,15 @@ from typing import NoReturn
 import typer
 
 from accounting import AccountingError, InvalidPrivacyParameter, LedgerTampered
-from sweeps.cli import budget_commands, data_commands, ledger_commands, sweep_commands
+from sweeps.cli import (
+    budget_commands,
+    data_commands,
+    fork_command,
+    ledger_commands,
+    life_commands,
+    sweep_commands,
+    verify_command,
+)
 from sweeps.cli.output import ExitCode, print_note
 from sweeps.errors import SweepError
 
@@ -36,6 +44,9 @@ app = typer.Typer(
     "1 something failed or was refused, 2 bad input, 3 nothing admitted, 130 interrupted.",
 )
 sweep_commands.add_to(app)
+life_commands.add_to(app)
+fork_command.add_to(app)
+verify_command.add_to(app)
 app.add_typer(budget_commands.app, name="budget")
 app.add_typer(data_commands.app, name="data")
 app.add_typer(ledger_commands.app, name="ledger")

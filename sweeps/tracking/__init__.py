@@ -1,5 +1,5 @@
-"""MLflow hears of sweeps here.
+"""MLflow hears of sweeps here, and is asked whether it did.
 
-`disclosure` lists what is told, `mlflow_writer` tells it (the only module that imports MLflow),
-and `outbox` keeps doing so in the background.
+`disclosure` lists what is told, `mlflow_writer` tells it and `outbox` keeps doing so in the
+background; `comparison` reads it back. `mlflow_client` is the only module that imports MLflow.
 """

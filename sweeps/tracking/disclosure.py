@@ -11,8 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sweeps.database.outbox_rows import Message
 from sweeps.database.states import TrialState
-from sweeps.database.store import Message
 from sweeps.errors import RefusedError
 from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.results import SweepResults
@@ -20,8 +20,11 @@ from sweeps.report.results import SweepResults
 TAG = "dp_sweeps."
 SWEEP_ID = TAG + "sweep_id"
 TRIAL_ID = TAG + "trial_id"
+PARENT_TRIAL_ID = TAG + "parent_trial_id"
+PARENT_STEP = TAG + "parent_step"
 STATE = TAG + "state"
 REASON = TAG + "reason"
+ITERATIONS = TAG + "iterations"
 MISSING_ARTIFACTS = TAG + "missing_artifacts"
 METRICS = (
     "epsilon",
@@ -60,6 +63,12 @@ TRAINING = (
 )
 
 _DESCRIPTION = "mlflow.note.content"  # shown on top of a run's page
+_STATUS = {  # else FAILED
+    "COMPLETED": "FINISHED",
+    "PRUNED": "KILLED",
+    "CANCELLED": "KILLED",
+    "PAUSED": "SCHEDULED",
+}
 
 
 @dataclasses.dataclass
@@ -72,6 +81,7 @@ class Update:
         metrics: Name, value, time in milliseconds and step of each.
         artifacts: Files.
         end_state: The state in which the run ends, or None if it goes on.
+        goes_on: Whether it goes on after it had ended.
         end_millis: When it ends.
     """
 
@@ -82,6 +92,7 @@ class Update:
     )
     artifacts: list[str] = dataclasses.field(default_factory=list[str])
     end_state: str | None = None
+    goes_on: bool = False
     end_millis: int = 0
 
 
@@ -93,11 +104,15 @@ def sweep_tags(sweep: sa.Row[Any], guarantee: str) -> dict[str, str]:
 def trial_tags(sweep: sa.Row[Any], trial: sa.Row[Any], guarantee: str) -> dict[str, str]:
     """Tags with which a trial's run begins; the sweep's too, so that it can be read alone."""
     planned = trial.planned_epsilon
+    parent = {}
+    if trial.parent_trial_id is not None:
+        parent = {PARENT_TRIAL_ID: trial.parent_trial_id, PARENT_STEP: str(trial.parent_step)}
     return {
         **_common_tags(sweep, guarantee),
         TAG + "sampling": sampling(sweep.spec, trial.config.get("sampling_prob")),
         TAG + "role": "trial",
         TRIAL_ID: trial.trial_id,
+        **parent,
         TAG + "delta": str(sweep.spec["privacy"]["target_delta"]),
         # A tag, for MLflow makes 1.8e308 of an infinite metric.
         TAG + "planned_epsilon": "inf" if planned is None else str(planned),
@@ -148,13 +163,13 @@ def update(
             case "trial_start" if trial is not None:
                 told.params |= _sweep_params(sweep) | _hyperparameters(trial.config)
             case "metrics":
-                for name in METRICS:
-                    value = payload["metrics"].get(name)
-                    if value is not None:  # None was not finite, for which MLflow has no word
-                        told.metrics.append((name, value, millis, payload["step"]))
+                told.metrics += metrics(payload, message.created_at)
             case "trial_end":
                 told.tags |= {STATE: payload["state"], REASON: payload["reason"]}
                 told.end_state, told.end_millis = payload["state"], millis
+            case "trial_resume" | "sweep_resume":
+                told.end_state, told.goes_on = None, True
+                told.tags |= _going_on_tags(sweep, trial)
             case "sweep_end":
                 told.tags |= {STATE: payload["state"], **_best_tag(results())}
                 told.end_state, told.end_millis = payload["state"], millis
@@ -168,6 +183,30 @@ def update(
 def to_millis(seconds: float) -> int:
     """A time as MLflow keeps it."""
     return int(seconds * 1000)
+
+
+def metrics(payload: Mapping[str, Any], created_at: float) -> list[tuple[str, float, int, int]]:
+    """What a report's message tells: name, value, time in milliseconds and step of each metric."""
+    millis, step = to_millis(created_at), payload["step"]
+    return [
+        (name, value, millis, step)
+        for name in METRICS
+        # None was not finite, for which MLflow has no word
+        if (value := payload["metrics"].get(name)) is not None
+    ]
+
+
+def status(end_state: str) -> str:
+    """MLflow's word for the state in which a trial or a sweep ended."""
+    return _STATUS.get(end_state, "FAILED")
+
+
+def _going_on_tags(sweep: sa.Row[Any], trial: sa.Row[Any] | None) -> dict[str, str]:
+    """What no longer holds of an end that was none; more iterations, where a trial got them."""
+    if trial is None:
+        return {STATE: sweep.state}
+    more = {ITERATIONS: str(trial.config["iterations"])} if "iterations" in trial.config else {}
+    return {STATE: trial.state, REASON: trial.reason, **more}
 
 
 def _sweep_params(sweep: sa.Row[Any]) -> dict[str, str]:

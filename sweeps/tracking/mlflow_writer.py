@@ -1,54 +1,41 @@
-"""MLflow hears of sweeps here, from the outbox. The only module that imports it.
+"""Tells MLflow of sweeps, from the outbox.
 
 A sweep is a run; each admitted trial is a child run of it, with its hyperparameters as
-parameters and its reports as curves over the steps. `disclosure` lists what is told.
+parameters and its reports as curves over the steps. `disclosure` lists what is told. A trial that
+goes on after it had ended goes on in its run.
 
 A message may be delivered twice, when a process died before it could mark it, and changes nothing
-the second time: a run is looked up by its tags before one is created, and a metric carries the
-time of its message, by which MLflow knows it again.
+the second time: a run is looked up by its tags before one is created, a metric carries the time
+of its message, by which MLflow knows it again, and a parameter keeps the value that it has.
+
+MLflow's requests cost much more than what they carry, so what a run has to hear is put together,
+over as many messages as wait.
 """
 
 import functools
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import Any
 
-from sweeps.database.store import Message, Store
-from sweeps.errors import RefusedError, TrackingError
+import sqlalchemy as sa
+
+from sweeps.database.outbox_rows import Message
+from sweeps.database.store import Store
+from sweeps.errors import RefusedError
+from sweeps.guarantee import guarantee
 from sweeps.home import Home
 from sweeps.report.results import SweepResults, read_results
 from sweeps.tracking import disclosure
+from sweeps.tracking.mlflow_client import Mlflow
 from sweeps.tracking.outbox import OutboxThread
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
-ARTIFACT_PATH = "report"
 
-_BATCH_MESSAGES = 500
-_BATCH_METRICS = 900  # MLflow takes 1000 things at a time, parameters and tags among them
-_PAGE_RUNS = 1000
-_MAX_PARAM_CHARS = 6000
-_MAX_TAG_CHARS = 8000
-_MAX_ERROR_CHARS = 240
+_BATCH_MESSAGES = 5000
+_MARK_EVERY_SECS = 1.0
 _PARENT = "mlflow.parentRunId"
-_STATUS = {"COMPLETED": "FINISHED", "PRUNED": "KILLED", "CANCELLED": "KILLED"}  # else FAILED
-_REFUSALS = {
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "RESOURCE_ALREADY_EXISTS",
-    "RESOURCE_DOES_NOT_EXIST",
-}
-_ENVIRONMENT = {
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow would repeat even a creation that timed out; `_Sweep` looks before it repeats one.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 class MlflowWriter:
@@ -65,10 +52,14 @@ class MlflowWriter:
         self._store = store
         self._home = home
         self._experiment_name = experiment_name or os.environ.get(EXPERIMENT_VARIABLE)
-        self._mlflow: _Mlflow | None = None
+        self._mlflow: Mlflow | None = None
 
-    def deliver(self) -> int:
-        """Delivers everything pending.
+    def deliver(self, on_delivered: Callable[[int], None] | None = None) -> int:
+        """Delivers everything that is pending at the moment.
+
+        Args:
+            on_delivered: Called now and then with the number of messages taken since the last
+                call.
 
         Returns:
             How many messages MLflow took; 0 also while another process is delivering.
@@ -79,37 +70,55 @@ class MlflowWriter:
         """
         taken, after = 0, 0
         refusals: list[RefusedError] = []
-        with self._store.delivery_lock() as held:
-            while held and (messages := self._store.undelivered(_BATCH_MESSAGES, after=after)):
+        outbox = self._store.outbox
+        with outbox.delivery_lock() as held:
+            sweeps: dict[str, _Sweep] = {}  # nobody else creates runs as long as this lasts
+            while held and (messages := outbox.undelivered(_BATCH_MESSAGES, after=after)):
                 after = messages[-1].message_id
-                taken += self._deliver(messages, refusals)
+                for count in self._deliver(messages, sweeps, refusals):
+                    taken += count
+                    if on_delivered is not None:
+                        on_delivered(count)
+                if len(messages) < _BATCH_MESSAGES:
+                    break  # what has come meanwhile waits for the next time, with more
         if refusals:
             raise refusals[0]
         return taken
 
     def count_undelivered(self) -> int:
         """How many messages MLflow has not yet got."""
-        return self._store.count_undelivered()
+        return self._store.outbox.count_undelivered()
 
-    def _deliver(self, messages: Sequence[Message], refusals: list[RefusedError]) -> int:
-        mlflow = self._mlflow = self._mlflow or _Mlflow(self._home)
-        sweeps: dict[str, _Sweep] = {}
+    def _deliver(
+        self,
+        messages: Sequence[Message],
+        sweeps: "dict[str, _Sweep]",
+        refusals: list[RefusedError],
+    ) -> Iterable[int]:
+        """Delivers a batch; yields how many messages were marked as delivered, each time."""
+        mlflow = self._mlflow = self._mlflow or Mlflow(self._home)
+        for sweep_id in {message.sweep_id for message in messages}:
+            if sweep_id not in sweeps:
+                sweeps[sweep_id] = _Sweep(mlflow, self._store, sweep_id, self._experiment_name)
+            sweeps[sweep_id].read({m.trial_id for m in messages if m.sweep_id == sweep_id})
         done: list[int] = []
+        marked_at = time.monotonic()
         try:
             for group in _by_run(messages):
-                sweep_id = group[0].sweep_id
-                if sweep_id not in sweeps:
-                    sweeps[sweep_id] = _Sweep(mlflow, self._store, sweep_id, self._experiment_name)
                 try:
-                    sweeps[sweep_id].deliver(group)
+                    sweeps[group[0].sweep_id].deliver(group)
                 except RefusedError as error:
                     refusals.append(error)
                 else:
                     done += [message.message_id for message in group]
+                if done and time.monotonic() - marked_at > _MARK_EVERY_SECS:
+                    self._store.outbox.mark_delivered(done)
+                    yield len(done)
+                    done, marked_at = [], time.monotonic()
         finally:
             if done:
-                self._store.mark_delivered(done)
-        return len(done)
+                self._store.outbox.mark_delivered(done)
+        yield len(done)
 
 
 def delivering(writer: MlflowWriter) -> OutboxThread:
@@ -118,34 +127,49 @@ def delivering(writer: MlflowWriter) -> OutboxThread:
 
 
 def _by_run(messages: Sequence[Message]) -> list[list[Message]]:
-    """The messages of each run together, runs by their first message, ends of sweeps apart."""
+    """The messages of each run together, runs by their first message.
+
+    A sweep's messages from its end on are apart: what its trials said before comes before.
+    """
     groups: dict[tuple[str, str | None, bool], list[Message]] = {}
+    ended: set[str] = set()
     for message in messages:
-        key = (message.sweep_id, message.trial_id, message.kind == "sweep_end")
-        groups.setdefault(key, []).append(message)
+        if message.kind == "sweep_end":
+            ended.add(message.sweep_id)
+        late = message.trial_id is None and message.sweep_id in ended
+        groups.setdefault((message.sweep_id, message.trial_id, late), []).append(message)
     return list(groups.values())
 
 
 class _Sweep:
-    """One sweep's runs, while one batch is delivered. A run's key is its trial, None: its own."""
+    """One sweep's runs, while one delivery lasts. A run's key is its trial, None: its own."""
+
+    _row: sa.Row[Any]
 
     def __init__(
-        self, mlflow: "_Mlflow", store: Store, sweep_id: str, experiment_name: str | None
+        self, mlflow: Mlflow, store: Store, sweep_id: str, experiment_name: str | None
     ) -> None:
         self._mlflow = mlflow
         self._store = store
-        self._row = store.sweep(sweep_id)
-        self._trials = {row.trial_id: row for row in store.trials(sweep_id)}
-        self._experiment_name = experiment_name or self._row.name
-        rows = {None: self._row, **self._trials}
-        self._run_ids = {key: row.mlflow_run_id for key, row in rows.items() if row.mlflow_run_id}
+        self._sweep_id = sweep_id
+        self._experiment_name = experiment_name
+        self._trials: dict[str, sa.Row[Any]] = {}
+        self._run_ids: dict[str | None, str] = {}
         self._looked_up = False
+
+    def read(self, keys: Iterable[str | None]) -> None:
+        """Reads the rows that a batch speaks of, and no others: a sweep may have thousands."""
+        self._row = self._store.sweep(self._sweep_id)
+        self._trials = self._store.outbox.trials([key for key in keys if key is not None])
+        for key, row in {None: self._row, **self._trials}.items():
+            if row.mlflow_run_id:
+                self._run_ids[key] = row.mlflow_run_id
 
     def deliver(self, messages: Sequence[Message]) -> None:
         """Delivers messages of one run, in order."""
         trial_id = messages[0].trial_id
         trial = None if trial_id is None else self._trials[trial_id]
-        told = disclosure.update(messages, self._row, trial, lambda: self._results)
+        told = disclosure.update(messages, self._row, trial, self._results)
         run_id = self._run_id(trial_id)
         try:
             self._tell(run_id, told)
@@ -160,14 +184,30 @@ class _Sweep:
         for path in paths:
             if path.is_file():
                 self._mlflow.upload(run_id, path)
-        self._mlflow.log(run_id, told)
+        self._log(run_id, told)
         if told.end_state is not None:
-            status = _STATUS.get(told.end_state, "FAILED")
+            status = disclosure.status(told.end_state)
             self._mlflow.end_run(run_id, status, told.end_millis)
+        elif told.goes_on:
+            self._mlflow.reopen_run(run_id)
 
-    @functools.cached_property
+    def _log(self, run_id: str, told: disclosure.Update) -> None:
+        metrics, tags = told.metrics, told.tags
+        try:
+            self._mlflow.log(run_id, metrics=metrics, params=told.params, tags=tags)
+        except RefusedError:
+            # A parameter has one value for ever. It may have been told before, and then the
+            # trial was given more iterations: the value stays, and a tag says the new one.
+            if not told.params:
+                raise
+            known = self._mlflow.params(run_id)
+            new = {name: value for name, value in told.params.items() if name not in known}
+            if len(new) == len(told.params):
+                raise
+            self._mlflow.log(run_id, metrics=metrics, params=new, tags=tags)
+
     def _results(self) -> SweepResults:
-        return read_results(self._store, self._row.sweep_id)
+        return read_results(self._store, self._sweep_id)
 
     def _run_id(self, trial_id: str | None) -> str:
         if trial_id not in self._run_ids and not self._looked_up:
@@ -178,154 +218,34 @@ class _Sweep:
 
     def _look_up(self) -> None:
         """Finds the runs whose ids an earlier process died too early to keep."""
-        for tags, run_id in self._mlflow.find_runs(
-            self._experiment_id, disclosure.SWEEP_ID, self._row.sweep_id
+        for run in self._mlflow.find_runs(
+            [self._experiment_id], disclosure.SWEEP_ID, self._sweep_id
         ):
-            trial_id = tags.get(disclosure.TRIAL_ID)
+            trial_id = run.tags.get(disclosure.TRIAL_ID)
             if trial_id not in self._run_ids:
-                self._keep(trial_id, run_id)
+                self._keep(trial_id, run.run_id)
         self._looked_up = True
 
     def _create(self, trial_id: str | None) -> str:
-        guarantee = self._results.guarantee
+        promise = guarantee(self._row.spec)
         if trial_id is None:
-            tags = disclosure.sweep_tags(self._row, guarantee)
+            tags = disclosure.sweep_tags(self._row, promise)
         else:
-            tags = disclosure.trial_tags(self._row, self._trials[trial_id], guarantee)
+            tags = disclosure.trial_tags(self._row, self._trials[trial_id], promise)
             tags[_PARENT] = self._run_id(None)
         return self._mlflow.create_run(
             self._experiment_id,
-            name=trial_id or self._row.sweep_id,
+            name=trial_id or self._sweep_id,
             start_millis=disclosure.to_millis(self._row.created_at),
             tags=tags,
         )
 
     def _keep(self, trial_id: str | None, run_id: str) -> None:
-        self._store.set_mlflow_run_id(self._row.sweep_id, trial_id, run_id)
+        self._store.outbox.set_mlflow_run_id(self._sweep_id, trial_id, run_id)
         self._run_ids[trial_id] = run_id
 
     @functools.cached_property
     def _experiment_id(self) -> str:
         if None in self._run_ids:
             return self._mlflow.experiment_of(self._run_ids[None])
-        return self._mlflow.experiment_id(self._experiment_name)
-
-
-class _Mlflow:
-    """MLflow's client, its errors said shortly: unreachable, or refused."""
-
-    def __init__(self, home: Home) -> None:
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if "DO_NOT_TRACK" not in os.environ:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import mlflow
-        import mlflow.entities
-
-        self._entities = mlflow.entities
-        self._uri = home.mlflow_uri
-        self._artifact_location: str | None = None
-        if home.uses_local_mlflow:
-            home.create()
-            self._artifact_location = home.artifacts_dir.as_uri()
-        self._client = self._ask(mlflow.MlflowClient, tracking_uri=home.mlflow_uri)
-
-    def experiment_id(self, name: str) -> str:
-        """The id of an experiment, which is created if there is none."""
-        found = self._ask(self._client.get_experiment_by_name, name)
-        if found is None:
-            try:
-                return self._ask(
-                    self._client.create_experiment, name, artifact_location=self._artifact_location
-                )
-            except RefusedError:  # somebody else was quicker
-                found = self._ask(self._client.get_experiment_by_name, name)
-                if found is None:
-                    raise
-        return found.experiment_id
-
-    def experiment_of(self, run_id: str) -> str:
-        """The id of a run's experiment."""
-        return self._ask(self._client.get_run, run_id).info.experiment_id
-
-    def find_runs(
-        self, experiment_id: str, tag: str, value: str
-    ) -> Iterator[tuple[Mapping[str, str], str]]:
-        """Tags and id of each run with a tag, oldest first."""
-        token: str | None = None
-        while True:
-            page = self._ask(
-                self._client.search_runs,
-                [experiment_id],
-                f"tags.`{tag}` = '{value}'",
-                max_results=_PAGE_RUNS,
-                order_by=["attributes.start_time ASC"],
-                page_token=token,
-            )
-            for run in page:
-                yield run.data.tags, run.info.run_id
-            token = cast(str | None, page.token)  # pyright: ignore[reportUnknownMemberType]
-            if not token:
-                return
-
-    def create_run(
-        self, experiment_id: str, *, name: str, start_millis: int, tags: Mapping[str, str]
-    ) -> str:
-        """Creates a run and gives its id."""
-        run = self._ask(
-            self._client.create_run,
-            experiment_id,
-            start_time=start_millis,
-            tags={key: value[:_MAX_TAG_CHARS] for key, value in tags.items()},
-            run_name=name,
-        )
-        return run.info.run_id
-
-    def log(self, run_id: str, told: disclosure.Update) -> None:
-        """Logs metrics, parameters and tags."""
-        entities = self._entities
-        metrics = [entities.Metric(*metric) for metric in told.metrics]
-        for start in range(0, max(len(metrics), 1), _BATCH_METRICS):
-            self._ask(
-                self._client.log_batch,
-                run_id,
-                metrics=metrics[start : start + _BATCH_METRICS],
-                params=[entities.Param(k, v[:_MAX_PARAM_CHARS]) for k, v in told.params.items()],
-                tags=[entities.RunTag(k, v[:_MAX_TAG_CHARS]) for k, v in told.tags.items()],
-                synchronous=True,
-            )
-
-    def end_run(self, run_id: str, status: str, end_millis: int) -> None:
-        """Ends a run."""
-        self._ask(self._client.set_terminated, run_id, status, end_millis)
-
-    def upload(self, run_id: str, path: Path) -> None:
-        """Adds a file to a run's artifacts."""
-        upload = cast(
-            Callable[..., None],
-            self._client.log_artifact,  # pyright: ignore[reportUnknownMemberType]
-        )
-        self._ask(upload, run_id, str(path), ARTIFACT_PATH)
-
-    def is_deleted(self, run_id: str) -> bool:
-        """Whether somebody deleted a run."""
-        return self._ask(self._client.get_run, run_id).info.lifecycle_stage == "deleted"
-
-    def _ask(self, request: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return request(*args, **kwargs)
-        except Exception as error:
-            refused = getattr(error, "error_code", None) in _REFUSALS
-            said = f"MLflow at {self._uri}: {error if refused else _root(error)}"
-            said = re.sub(r"(?<=://)([^:/@\s]*):[^@/\s]*@", r"\1:***@", " ".join(said.split()))
-            kind = RefusedError if refused else TrackingError
-            raise kind(said[:_MAX_ERROR_CHARS]) from error
-
-
-def _root(error: BaseException) -> BaseException:
-    """The first cause that says anything: a refused connection below four wrappers, say."""
-    while True:
-        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-        if cause is None or not str(cause):
-            return error
-        error = cause
+        return self._mlflow.experiment_id(self._experiment_name or self._row.name)

@@ -1,7 +1,8 @@
 """Empties the outbox in the background, so that a sweep never waits for who is told of it.
 
 Nothing that goes wrong here reaches the sweep, and nothing is lost by it: what is not delivered
-stays in the database.
+stays in the database. Nor does it take the sweep's time: the more a delivery has computed, the
+longer the pause after it, in which more comes together for the next.
 """
 
 import logging
@@ -15,6 +16,8 @@ from sweeps.errors import RefusedError
 _log = logging.getLogger(__name__)
 _FIRST_RETRY_SECS = 0.25
 _LAST_RETRY_SECS = 5.0
+_MAX_SHARE = 0.02  # of one core
+_MAX_PAUSE_SECS = 60.0
 
 
 class Deliverer(Protocol):
@@ -32,12 +35,15 @@ class Deliverer(Protocol):
 class OutboxThread:
     """Delivers until the block ends, then what is left, within a bound.
 
+    While the block runs it computes 2 % of the time at most, as long as pauses of a minute are
+    enough for that; the first delivery, which imports MLflow, comes on top.
+
     No failure of a delivery reaches the block: what could not be delivered stays in the outbox,
     and whoever delivers next takes it.
 
     Args:
         writer: Delivers.
-        every_secs: Between two deliveries.
+        every_secs: Between two deliveries, at least.
         max_backoff_secs: Longest pause after failures.
         flush_secs: How long the end of the block may wait for the last delivery.
 
@@ -85,9 +91,14 @@ class OutboxThread:
 
     def _run(self) -> None:
         pause = self._every_secs
+        is_first = True
         while not self._stop.is_set():
-            pause = self._every_secs if self._deliver() else min(2 * pause, self._max_backoff_secs)
-            self._stop.wait(pause)
+            begin = time.thread_time()
+            delivered = self._deliver()
+            computed = 0.0 if is_first else time.thread_time() - begin
+            is_first = False
+            pause = self._every_secs if delivered else min(2 * pause, self._max_backoff_secs)
+            self._stop.wait(max(pause, min(computed / _MAX_SHARE, _MAX_PAUSE_SECS)))
         deadline = time.monotonic() + self._flush_secs
         pause = _FIRST_RETRY_SECS
         while not self._given_up.is_set() and time.monotonic() < deadline:

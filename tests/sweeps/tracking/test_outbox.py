@@ -130,6 +130,29 @@ def test_the_pauses_grow_while_nobody_answers() -> None:
     assert told.pauses == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
+def compute(seconds: float) -> None:
+    begin = time.thread_time()
+    while time.thread_time() - begin < seconds:
+        pass
+
+
+def test_the_more_a_delivery_computes_the_longer_is_the_pause_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sweeps.tracking.outbox._MAX_PAUSE_SECS", 5.0)
+    writer = FakeWriter(1, lambda: compute(0.02 if writer.calls < 7 else 0.2))
+    outbox = OutboxThread(writer, every_secs=0.5, flush_secs=0.0)
+    told = outbox._stop = PausesTold()  # pyright: ignore[reportPrivateUsage]
+    with outbox:
+        outbox._thread.join(LONG)  # pyright: ignore[reportPrivateUsage]
+    first, *others, last = told.pauses
+    assert first == 0.5  # it imports MLflow
+    for pause in others:
+        assert pause is not None
+        assert 50 * 0.02 <= pause <= 5.0
+    assert last == 5.0
+
+
 def test_an_error_of_the_block_goes_its_way() -> None:
     writer = FakeWriter(1)
     with pytest.raises(KeyError), OutboxThread(writer):
