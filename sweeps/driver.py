@@ -143,7 +143,8 @@ def _settle(sweep_id: str, store: Store) -> SweepState:
         return SweepState.PAUSED
     if row.wish == Wish.STOP:
         for trial in store.runnable(sweep_id):
-            reason = "the sweep was stopped before it began"
+            begun = trial.state != TrialState.ADMITTED
+            reason = f"the sweep was stopped before it {'ended' if begun else 'began'}"
             store.end_trial(trial.trial_id, TrialState.CANCELLED, reason)
     results = read_results(store, sweep_id)
     ran = len(results.trials) - results.count(TrialState.REJECTED)

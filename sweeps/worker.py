@@ -84,9 +84,19 @@ class TrialRun:
             _LOG.info("%s", error)
         except Exception:  # the one before it stands
             _LOG.exception("trial %s: its last checkpoint is lost", self._trial_id)
+        self._tidy()
         if self._log is not None:
             self._log.close()
             self._log = None
+
+    def _tidy(self) -> None:
+        """Removes what a trial no longer needs once it has ended, whoever ended it."""
+        if self._attempt is None:
+            return
+        try:
+            self._remove(self._ask(lambda: self._attempts.forget_old_checkpoints(self._held)))
+        except (FencedError, DatabaseError) as error:
+            _LOG.info("%s", error)
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +131,7 @@ class TrialRun:
             break
         wish = self._record(report)
         if report.outcome != "running":
-            self._remove(self._ask(lambda: self._attempts.forget_old_checkpoints(self._held)))
+            self._tidy()
         if wish is Wish.PAUSE and report.outcome == "running":
             self.close()
             self._ask(lambda: self._attempts.pause(self._held))

@@ -148,7 +148,7 @@ class Attempts:
         Raises:
             StoreError: If there is no such trial, it may not run (it was rejected, say), or too
                 many workers died over it: it has failed then.
-            HaltedError: If the sweep is paused or stopped.
+            HaltedError: If the sweep is paused, or is stopped and the trial has not begun.
         """
         attempt_id = secrets.token_hex(16)
         with budgeting(self._ledger) as transaction:
@@ -157,7 +157,9 @@ class Attempts:
             state = TrialState(trial.state)
             if not state.may_run:
                 raise StoreError(f"trial {trial_id}: is {state}; allowed to run is ADMITTED")
-            if wish := _wish(connection, trial.sweep_id):
+            wish = _wish(connection, trial.sweep_id)
+            under_way = wish is Wish.STOP and state is TrialState.RUNNING
+            if wish and not under_way:
                 raise HaltedError(f"trial {trial_id}: its sweep is asked to {wish}")
             number, lost = _history(connection, trial)
             if lost < MAX_LOST:

@@ -306,7 +306,8 @@ class Store:
 
         Of each, what it had not run is reserved again, and what is added to it too. It may not
         exceed what its specification allows one trial, either. No scheduler prunes it from then
-        on. All in one transaction, one trial after the other.
+        on, and a wish that the sweep end or wait is taken back. All in one transaction, one trial
+        after the other.
 
         Args:
             iterations: By trial, the step at which it is to end; None keeps the one it has. Trials
