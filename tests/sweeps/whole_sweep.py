@@ -1,0 +1,106 @@
+"""A whole sweep under way in a process of its own, and what its rows say meanwhile."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import sqlalchemy as sa
+import yaml
+
+from sweeps.database.store import open_store
+from sweeps.database.tables import attempts, branches
+from sweeps.home import Home
+
+DEADLINE_SECS = 240
+
+
+def command(folder, spec, **environment):
+    """The command line and environment of ``dp-sweeps run`` on a spec in a folder.
+
+    Without a spec, of ``dp-sweeps resume``.
+    """
+    arguments = ["resume", "--json"]
+    if spec is not None:
+        path = folder / "spec.yaml"
+        path.write_text(yaml.safe_dump(spec))
+        arguments = ["run", str(path), "--json"]
+    home = folder / "home"
+    binary = Path(sys.executable).with_name("dp-sweeps")
+    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
+    return [str(binary), *arguments], {
+        **clean,
+        "DP_SWEEPS_HOME": str(home),
+        **environment,
+    }
+
+
+@contextlib.contextmanager
+def running(folder, spec, **environment):
+    """A sweep under way, in a process group of its own; killed if the block leaves it running."""
+    arguments, env = command(folder, spec, **environment)
+    # Whoever started the tests in the background made them deaf to it, and so their children.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(
+        arguments,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        signal.signal(signal.SIGINT, heard)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def store_of(folder):
+    home = Home.from_environment({"DP_SWEEPS_HOME": str(folder / "home")})
+    return open_store(home), home
+
+
+def wait_for(condition):
+    """Polls until a condition gives something true, within the deadline."""
+    end = time.monotonic() + DEADLINE_SECS
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("the deadline passed")
+
+
+def store_of_when_there(folder):
+    wait_for((folder / "home" / "ledger.db").exists)
+    return store_of(folder)
+
+
+def rows_of(store):
+    """The trials of the newest sweep, by number; none before there is one."""
+    return [row for sweep in store.sweeps()[:1] for row in store.trials(sweep.sweep_id)]
+
+
+def attempts_at(store, trial_id):
+    with store.ledger.engine.connect() as connection:
+        query = sa.select(attempts).where(attempts.c.trial_id == trial_id)
+        return connection.execute(query.order_by(attempts.c.number)).all()
+
+
+def branch_rows(store):
+    with store.ledger.engine.connect() as connection:
+        return connection.execute(sa.select(branches)).all()
+
+
+def worker_of(store, trial_id):
+    """The process that runs a trial, or did last."""
+    return int(attempts_at(store, trial_id)[-1].worker.rpartition(":")[2])
+
+
+def charges(store):
+    """What every trial has been charged."""
+    return {row.trial_id: row.charged_iterations for row in rows_of(store)}
