@@ -1,6 +1,8 @@
 """Every command of docs/trainer.md runs, and every snippet is a change that would be taken."""
 
+import ast
 import dataclasses
+import inspect
 import json
 import re
 import shlex
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 import accounting
+import trainer
 from tests.trainer.alone.trial_files import INFO, run_command
 from trainer.alone import command as command_module
 from trainer.alone import resolution
@@ -28,7 +31,17 @@ COMMANDS = re.findall(r"^\$ (.*)$", PAGE, re.MULTILINE)
 def test_the_page_has_what_is_tested():
     assert len(SNIPPETS) >= 10
     assert len(COMMANDS) >= 6
-    assert set(re.findall(r"^```(\w+)", PAGE, re.MULTILINE)) == {"yaml", "console"}
+    assert set(re.findall(r"^```(\w+)", PAGE, re.MULTILINE)) == {"yaml", "console", "python"}
+
+
+def test_the_call_from_python_names_arguments_that_there_are():
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    loop = ast.parse(snippet).body[0]
+    assert isinstance(loop, ast.For)
+    assert isinstance(loop.iter, ast.Call)
+    named = {keyword.arg for keyword in loop.iter.keywords}
+    assert len(named) > 5
+    assert named <= inspect.signature(trainer.trial_reports).parameters.keys()
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda text: text.split("\n")[0])
