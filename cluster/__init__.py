@@ -5,16 +5,20 @@ Knows neither models nor privacy, and imports no JAX.
 
 from cluster.environment import worker_environment
 from cluster.errors import ClusterError
+from cluster.kept import call_there, keep
 from cluster.resources import WorkerResources
-from cluster.session import ClusterSession, connect
+from cluster.session import LOCAL, ClusterSession, connect
 from cluster.shared import Shared, share
 
 __all__ = [
+    "LOCAL",
     "ClusterError",
     "ClusterSession",
     "Shared",
     "WorkerResources",
+    "call_there",
     "connect",
+    "keep",
     "share",
     "worker_environment",
 ]

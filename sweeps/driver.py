@@ -6,23 +6,31 @@ sweep at a time; the right ends with its process, so that whoever comes next nee
 """
 
 import dataclasses
+import logging
 import os
 import socket
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
 from sweeps.database.states import SweepState, TrialState, Wish
 from sweeps.database.store import Store
-from sweeps.errors import StoreError, SweepError
+from sweeps.errors import DatabaseError, DrivenError, SweepError
 from sweeps.home import Home
+from sweeps.log_file import LogFile
 from sweeps.report.files import write_report
 from sweeps.report.results import read_results
 from sweeps.service import worker_resources
 from sweeps.spec.sweep_spec import SweepSpec
 
+_LOG = logging.getLogger(__name__)
 MAX_WAVE = 2000
 """Trials that Ray Tune gets at once: with more it is slow to start and large."""
+
+_LOOK_AGAIN_SECS = 0.2
 
 
 def drive(sweep_id: str, store: Store, home: Home) -> SweepState:
@@ -31,30 +39,71 @@ def drive(sweep_id: str, store: Store, home: Home) -> SweepState:
     Ray need not be connected where nothing may run.
 
     Args:
-        sweep_id: A recorded sweep, in whatever state.
+        sweep_id: A sweep that runs, as far as its rows say; see `Store.reopen`. The caller has
+            the right to drive it; see `driving`.
         store: The driver's own.
         home: State, the same for the workers.
 
     Returns:
         Where the sweep is now: PAUSED if somebody asked for that; CANCELLED if somebody ended it;
-        FAILED if every trial that was admitted failed; else COMPLETED.
+        RUNNING if somebody asked for all to be left where it is; FAILED if every trial that was
+        admitted failed; else COMPLETED.
 
     Raises:
         KeyboardInterrupt: If the person wants it to end now; all is left where it is.
-        StoreError: If there is no such sweep, or somebody drives it already.
-        SweepError: If the workers get nowhere; all is left where it is.
+        DatabaseError: If the database fails; all is left where it is.
+        StoreError: If there is no such sweep, or it does not run.
+        SweepError: If the workers get nowhere; all is left where it is, and the sweep's row says
+            why.
     """
-    row = store.sweep(sweep_id)
-    with store.driving_lock(sweep_id) as held:
-        if not held:
-            raise StoreError(
-                f"sweep {sweep_id}: is driven already, by {row.driver or 'another process'}; "
+    driver = f"{socket.gethostname()}:{os.getpid()}"
+    store.take_over(sweep_id, driver)
+    with LogFile(home.driver_log(sweep_id)):
+        _LOG.info("sweep %s: driven by %s", sweep_id, driver)
+        try:
+            return _drive(sweep_id, store, home)
+        except Exception as error:
+            _LOG.exception("sweep %s: left where it is", sweep_id)
+            if not isinstance(error, DatabaseError):
+                store.give_up(sweep_id, str(error))
+            raise
+
+
+@contextmanager
+def driving(sweep_id: str, store: Store, *, patience_secs: float = 0.0) -> Generator[None]:
+    """The right to drive a sweep, for one at a time; it ends with the block or the process.
+
+    Args:
+        sweep_id: The sweep.
+        store: The driver's own.
+        patience_secs: How long to wait for another, who may be about to end.
+
+    Raises:
+        DrivenError: If somebody drives it.
+    """
+    deadline = time.monotonic() + patience_secs
+    while True:
+        with store.driving_lock(sweep_id) as held:
+            if held:
+                yield
+                return
+        if time.monotonic() >= deadline:
+            driver = store.sweep(sweep_id).driver or "another process"
+            raise DrivenError(
+                f"sweep {sweep_id}: is driven already, by {driver}; "
                 f"`dp-sweeps watch {sweep_id}` shows it"
             )
-        store.take_over(sweep_id, f"{socket.gethostname()}:{os.getpid()}")
-        spec = SweepSpec.model_validate(row.spec)
+        time.sleep(_LOOK_AGAIN_SECS)
+
+
+def _drive(sweep_id: str, store: Store, home: Home) -> SweepState:
+    spec = SweepSpec.model_validate(store.sweep(sweep_id).spec)
+    while True:
         _run_waves(spec, sweep_id, store, home)
-        return _end(sweep_id, store, home)
+        if store.wish(sweep_id) is Wish.INTERRUPT:
+            return SweepState.RUNNING
+        if (state := _end(sweep_id, store, home)) is not None:
+            return state
 
 
 def ask(sweep_id: str, wish: Wish, store: Store, home: Home) -> bool:
@@ -85,13 +134,15 @@ def cancel(sweep_id: str, store: Store, home: Home) -> None:
             _end(sweep_id, store, home)
 
 
-def _end(sweep_id: str, store: Store, home: Home) -> SweepState:
-    """Writes down what became of a sweep, for people and for MLflow."""
+def _end(sweep_id: str, store: Store, home: Home) -> SweepState | None:
+    """Writes down what became of a sweep, for people and for MLflow.
+
+    None if it goes on after all, for somebody let a trial go on.
+    """
     state = _settle(sweep_id, store)
     results = dataclasses.replace(read_results(store, sweep_id), state=state)
     report = write_report(results, home)
-    store.end_sweep(sweep_id, state, list(report.values()))
-    return state
+    return state if store.end_sweep(sweep_id, state, list(report.values())) else None
 
 
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> None:
@@ -127,10 +178,12 @@ def _told_to_end(store: Store, sweep_id: str) -> bool:
 
 
 def _is_over(store: Store, sweep_id: str) -> bool:
-    """Whether a sweep was cancelled, or was told to end and nothing of it runs any more."""
+    """Whether a sweep is to end at once, or was told to end and nothing of it runs any more."""
     row = store.sweep(sweep_id)
-    if row.state == SweepState.CANCELLED or not row.wish:
-        return row.state == SweepState.CANCELLED
+    if row.state == SweepState.CANCELLED or row.wish == Wish.INTERRUPT:
+        return True
+    if not row.wish:
+        return False
     return not any(trial.state == TrialState.RUNNING for trial in store.trials(sweep_id))
 
 

@@ -7,6 +7,7 @@
     ├── PlaceError      checkpoints cannot be put or found where they are kept
     ├── DatabaseError   the database cannot be reached, or belongs to another version
     ├── StoreError      a row is absent, or does not allow what was asked
+    │   ├── DrivenError     a sweep has a driver already
     │   ├── FencedError     an attempt that may no longer write
     │   ├── HaltedError     nothing may begin: the sweep was paused or stopped
     │   └── OverspentError  more steps than were admitted
@@ -49,6 +50,10 @@ class DatabaseError(SweepError):
 
 class StoreError(SweepError):
     """A row is absent, or its state does not allow what was asked."""
+
+
+class DrivenError(StoreError):
+    """A sweep has a driver already."""
 
 
 class FencedError(StoreError):

@@ -22,6 +22,7 @@ from sweeps.errors import HomeError
 HOME_VARIABLE = "DP_SWEEPS_HOME"
 DATABASE_VARIABLE = "DP_SWEEPS_DATABASE_URL"
 MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
+EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 CHECKPOINTS_VARIABLE = "DP_SWEEPS_CHECKPOINTS_URL"
 
 _CHECKPOINTS_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s?#\x00-\x1f\x7f]+")
@@ -104,6 +105,10 @@ class Home:
     def trial_log(self, sweep_id: str, trial_id: str) -> Path:
         """What a trial's workers said."""
         return self.sweep_dir(sweep_id) / "logs" / f"{trial_id}.log"
+
+    def driver_log(self, sweep_id: str) -> Path:
+        """What a sweep's drivers said, where they ran."""
+        return self.sweep_dir(sweep_id) / "logs" / "driver.log"
 
     @property
     def secrets_dir(self) -> Path:

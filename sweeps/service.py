@@ -10,9 +10,11 @@ import secrets
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import accounting
 from cluster import (
+    LOCAL,
     ClusterError,
     ClusterSession,
     WorkerResources,
@@ -31,7 +33,13 @@ from sweeps.checkpoint_places import CheckpointPlaces
 from sweeps.database.store import NewSweep, NewTrial, Store
 from sweeps.database.tables import existing_ledger
 from sweeps.errors import Problem, SpecError, StoreError, SweepError
-from sweeps.home import CHECKPOINTS_VARIABLE, HOME_VARIABLE, Home
+from sweeps.home import (
+    CHECKPOINTS_VARIABLE,
+    EXPERIMENT_VARIABLE,
+    HOME_VARIABLE,
+    MLFLOW_VARIABLE,
+    Home,
+)
 from sweeps.report.results import SweepResults, read_results
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
@@ -200,6 +208,8 @@ def cluster_for(spec: SweepSpec, home: Home, address: str) -> Generator[ClusterS
     env_vars[HOME_VARIABLE] = str(home.path)
     env_vars[CHECKPOINTS_VARIABLE] = home.checkpoints_url
     env_vars[USER_MODELS_VARIABLE] = os.environ.get(USER_MODELS_VARIABLE, "")
+    if address != LOCAL:  # the driver runs there, too
+        env_vars |= mlflow_environment(home)
     try:
         with connect(address, env_vars=env_vars) as session:
             resources.check_fits(session.nodes)
@@ -212,6 +222,24 @@ def cluster_for(spec: SweepSpec, home: Home, address: str) -> Generator[ClusterS
             yield session
     except ClusterError as error:
         raise SweepError(str(error)) from error
+
+
+def mlflow_environment(home: Home) -> dict[str, str]:
+    """What a driver elsewhere has to know in order to deliver where this process would.
+
+    Raises:
+        SweepError: If it holds a password: whoever may use the cluster could read it.
+    """
+    if "@" in urlsplit(home.mlflow_uri).netloc:
+        raise SweepError(
+            f"{MLFLOW_VARIABLE} names a user or holds a password, which everybody on the cluster "
+            "could read; allowed is a URL without, and MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD where Ray was started"
+        )
+    told = {MLFLOW_VARIABLE: home.mlflow_uri}
+    if experiment := os.environ.get(EXPERIMENT_VARIABLE):
+        told[EXPERIMENT_VARIABLE] = experiment
+    return told
 
 
 def worker_resources(spec: SweepSpec) -> WorkerResources:

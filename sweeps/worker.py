@@ -20,7 +20,7 @@ from sweeps.database.store import Store
 from sweeps.database.tables import METRICS
 from sweeps.errors import DatabaseError, FencedError, HaltedError, PlaceError
 from sweeps.home import Home
-from sweeps.trial_log import TrialLog
+from sweeps.log_file import LogFile
 from sweeps.user_models import check_model_allowed
 from trainer.errors import CheckpointError, OutOfMemory
 from trainer.mechanism.branch import Branch
@@ -54,7 +54,7 @@ class TrialRun:
         self._sweep_id, self._branch_id = "", ""
         self._has_begun = False
         self._looked_at = 0.0
-        self._log: TrialLog | None = None
+        self._log: LogFile | None = None
 
     def next_report(self) -> TrialReport | None:
         """Runs to the next report, and records it.
@@ -151,7 +151,7 @@ class TrialRun:
         self._attempt = self._ask(lambda: self._attempts.begin(self._trial_id, worker=worker))
         given: Assignment = self._ask(lambda: self._attempts.assignment(self._trial_id))
         check_model_allowed(given.config.model.name)
-        self._log = self._log or TrialLog(self._home.trial_log(given.sweep_id, self._trial_id))
+        self._log = self._log or LogFile(self._home.trial_log(given.sweep_id, self._trial_id))
         _LOG.info("trial %s: attempt %d on %s", self._trial_id, self._attempt.number, worker)
         own = first_readable(map(self._places.get, given.checkpoints))
         fork_from = None

@@ -5,7 +5,14 @@ from typing import Annotated
 import typer
 
 from sweeps.cli.driving import drive_here, existing_store
-from sweeps.cli.options import AddressOption, JsonOption, complete_trial_id
+from sweeps.cli.options import (
+    LOCAL,
+    AddressOption,
+    DetachOption,
+    JsonOption,
+    check_detach,
+    complete_trial_id,
+)
 from sweeps.cli.output import ExitCode, print_json, print_line, print_note
 from sweeps.errors import CommandError
 from sweeps.home import Home
@@ -45,7 +52,8 @@ def fork(
         bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")
     ] = False,
     as_json: JsonOption = False,
-    address: AddressOption = "local",
+    address: AddressOption = LOCAL,
+    detach: DetachOption = False,
 ) -> None:
     """Go on from a trial's checkpoint as another trial, with other hyperparameters.
 
@@ -61,6 +69,7 @@ def fork(
     from sweeps.report.going_on import fork_json, fork_lines
     from sweeps.spec.sweep_spec import SweepSpec
 
+    check_detach(detach, address)
     if not changes and iterations is None:
         raise CommandError(
             "--set: allowed is at least one KEY=VALUE; `dp-sweeps resume --trial` goes on with a "
@@ -85,4 +94,4 @@ def fork(
         print_note(f"its driver takes it from here; `dp-sweeps watch {sweep_id}` shows it")
         return
     spec = SweepSpec.model_validate(store.sweep(sweep_id).spec)
-    drive_here(lambda: sweep_id, spec, store, home, address, as_json=as_json)
+    drive_here(lambda: sweep_id, spec, store, home, address, as_json=as_json, detach=detach)

@@ -7,14 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sweeps.cli.driving import drive_here, existing_store
-from sweeps.cli.options import AddressOption, JsonOption, complete_sweep_id, complete_trial_id
+from sweeps.cli.options import (
+    LOCAL,
+    AddressOption,
+    DetachOption,
+    JsonOption,
+    check_detach,
+    complete_sweep_id,
+    complete_trial_id,
+)
 from sweeps.cli.output import ExitCode, err, out, print_json, print_line, print_note
 from sweeps.database.states import SweepState, TrialState, Wish
 from sweeps.errors import CommandError, StoreError
 from sweeps.home import Home
 
 if TYPE_CHECKING:
-    from sweeps.database.store import Readmission, Store
+    from sweeps.database.readmission import Readmission
+    from sweeps.database.store import Store
 
 _WATCH_SECS = 0.5
 
@@ -65,7 +74,8 @@ def resume(
         bool, typer.Option("--dry-run", help="Say what it would cost, and do nothing.")
     ] = False,
     as_json: JsonOption = False,
-    address: AddressOption = "local",
+    address: AddressOption = LOCAL,
+    detach: DetachOption = False,
 ) -> None:
     """Go on with a sweep that was interrupted, or with trials that were pruned.
 
@@ -82,6 +92,7 @@ def resume(
     from sweeps.report.going_on import going_on_json, going_on_table
     from sweeps.spec.sweep_spec import SweepSpec
 
+    check_detach(detach, address)
     home = Home.from_environment()
     store = existing_store(home)
     sweep_id = sweep_id_of(store, sweep)
@@ -106,7 +117,7 @@ def resume(
     where = address if store.runnable(sweep_id) else None
     if where is None:
         print_note("nothing is left to run; `--pruned` goes on with trials that were pruned")
-    drive_here(lambda: sweep_id, spec, store, home, where, as_json=as_json)
+    drive_here(lambda: sweep_id, spec, store, home, where, as_json=as_json, detach=detach)
 
 
 def status(sweep: SweepArgument = None, as_json: JsonOption = False) -> None:

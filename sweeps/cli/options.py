@@ -10,6 +10,7 @@ import typer
 from sweeps.errors import CommandError
 from sweeps.home import Home
 
+LOCAL = "local"
 _MAX_WHO = 256
 _COMPLETED_SWEEPS = 10
 
@@ -24,6 +25,22 @@ AddressOption = Annotated[
     str,
     typer.Option(envvar="RAY_ADDRESS", help="Ray to run on; `local` starts one on this machine."),
 ]
+DetachOption = Annotated[
+    bool,
+    typer.Option(
+        "--detach", help="With --address: end once the sweep runs there; it goes on by itself."
+    ),
+]
+
+
+def check_detach(detach: bool, address: str) -> None:
+    """Refuses to leave a sweep to a Ray that ends with its command.
+
+    Raises:
+        CommandError: If that is asked.
+    """
+    if detach and address == LOCAL:
+        raise CommandError("--detach: allowed with the --address of a cluster that stays")
 
 
 def complete_sweep_id(incomplete: str) -> list[str]:

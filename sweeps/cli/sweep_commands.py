@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeps.cli.driving import existing_store, print_places
-from sweeps.cli.options import AddressOption, JsonOption, SpecArgument, complete_sweep_id
+from sweeps.cli.options import (
+    LOCAL,
+    AddressOption,
+    DetachOption,
+    JsonOption,
+    SpecArgument,
+    check_detach,
+    complete_sweep_id,
+)
 from sweeps.cli.output import ExitCode, out, print_json, print_line, progress, reckoning
 from sweeps.home import Home
 
@@ -55,7 +63,8 @@ def check(
 def run(
     spec: SpecArgument,
     as_json: JsonOption = False,
-    address: AddressOption = "local",
+    address: AddressOption = LOCAL,
+    detach: DetachOption = False,
 ) -> None:
     """Run a sweep: admit, train, track, report.
 
@@ -66,13 +75,16 @@ def run(
     from sweeps.database.store import open_store
     from sweeps.service import record, runnable
 
+    check_detach(detach, address)
     home = Home.from_environment()
     plan = _plan(spec, home, runnable)
     home.create()
     prepare_dataset(plan.spec, home.data_dir)
     store = open_store(home)
     where = address if plan.admitted else None
-    drive_here(lambda: record(plan, store), plan.spec, store, home, where, as_json=as_json)
+    drive_here(
+        lambda: record(plan, store), plan.spec, store, home, where, as_json=as_json, detach=detach
+    )
 
 
 def list_sweeps(as_json: JsonOption = False) -> None:

@@ -50,6 +50,8 @@ class Wish(enum.StrEnum):
     """Running trials go to their next checkpoint and wait there."""
     STOP = "stop"
     """Running trials go to their end; no other begins."""
+    INTERRUPT = "interrupt"
+    """All is left where it is, at once."""
 
 
 class AttemptEnd(enum.StrEnum):

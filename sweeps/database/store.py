@@ -13,14 +13,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from accounting import BudgetExceeded, BudgetTerms, Ledger, Mechanism
-from accounting.ledger.lookup import find_reservation
+from accounting import BudgetTerms, Ledger, Mechanism
 from accounting.ledger.records import Request
 from accounting.ledger.transaction import LedgerTransaction
 from sweeps.database import rows
-from sweeps.database.attempts import Attempts, furthest_step, planned_epsilon, spent_epsilon
+from sweeps.database.attempts import Attempts
 from sweeps.database.forking import Fork, NewFork, fork
 from sweeps.database.outbox_rows import OutboxRows
+from sweeps.database.readmission import Readmission, readmit
 from sweeps.database.rung_rows import RungRows
 from sweeps.database.states import AttemptEnd, SweepState, TrialState, Wish
 from sweeps.database.tables import (
@@ -38,7 +38,6 @@ from sweeps.database.tables import (
 from sweeps.errors import StoreError
 from sweeps.home import Home
 from trainer.config import TrialConfig
-from trainer.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,40 +86,6 @@ class NewSweep:
     terms: BudgetTerms
     budget: str | None = None
     team: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Readmission:
-    """What a budget said of a trial that is to go on.
-
-    Attributes:
-        trial_id: The trial.
-        sweep_id: Its sweep.
-        number: Its place there.
-        state: Where it was.
-        step: How far it had come.
-        iterations: The step at which it is to end.
-        new_iterations: What it would be charged for beyond what it has been.
-        epsilon: Spent on it so far.
-        epsilon_after: Spent on it in the end; None where no finite bound is known.
-        refusal: Why it may not go on; empty if it may.
-    """
-
-    trial_id: str
-    sweep_id: str
-    number: int
-    state: TrialState
-    step: int
-    iterations: int
-    new_iterations: int
-    epsilon: float
-    epsilon_after: float | None
-    refusal: str
-
-    @property
-    def admitted(self) -> bool:
-        """Whether it may go on."""
-        return not self.refusal
 
 
 class Store:
@@ -212,12 +177,24 @@ class Store:
             rows.end_trial(transaction, row, state, reason)
             return True
 
-    def end_sweep(self, sweep_id: str, state: SweepState, artifacts: Sequence[str] = ()) -> None:
-        """Ends a sweep, or its work for now; MLflow gets the files named in ``artifacts``."""
+    def end_sweep(self, sweep_id: str, state: SweepState, artifacts: Sequence[str] = ()) -> bool:
+        """Ends a sweep, or its work for now; MLflow gets the files named in ``artifacts``.
+
+        Returns:
+            Whether it has ended. Not so if it was to end for good, and meanwhile somebody let a
+            trial go on.
+        """
         with writing(self._engine) as connection:
+            # First, so that who lets a trial go on in this moment comes before or after.
+            _set_sweep(connection, sweep_id, wish=_sweep_row(connection, sweep_id).wish)
+            states = sa.select(trials.c.state).where(trials.c.sweep_id == sweep_id).distinct()
+            left = any(TrialState(found).may_run for found in connection.scalars(states))
+            if left and state in (SweepState.COMPLETED, SweepState.FAILED):
+                return False
             _set_sweep(connection, sweep_id, state=state, ended_at=time.time(), wish=Wish.NONE)
             payload = {"state": state, "artifacts": list(artifacts)}
             rows.tell(connection, sweep_id, None, "sweep_end", payload)
+        return True
 
     # -- driving ------------------------------------------------------------------------------
 
@@ -226,16 +203,21 @@ class Store:
         return try_driving_lock(self._engine, sweep_id)
 
     def is_driven(self, sweep_id: str) -> bool:
-        """Whether a process drives a sweep at this moment."""
+        """Whether a process drives a sweep, and will take up what may run of it."""
         with self.driving_lock(sweep_id) as free:
-            return not free
+            return not free and self.sweep(sweep_id).state == SweepState.RUNNING
 
-    def take_over(self, sweep_id: str, driver: str) -> None:
-        """Begins to drive a sweep: whoever worked for an earlier driver is gone.
+    def is_to_be_driven(self, sweep_id: str) -> bool:
+        """Whether a sweep runs, and nobody has said that its driver is to leave it."""
+        row = self.sweep(sweep_id)
+        running = row.state == SweepState.RUNNING
+        return running and not row.reason and row.wish != Wish.INTERRUPT
 
-        Args:
-            sweep_id: The sweep. The caller has its `driving_lock`.
-            driver: Who drives, as ``host:pid``.
+    def reopen(self, sweep_id: str) -> None:
+        """Makes a sweep one that runs, whatever it was and whatever had been asked of it.
+
+        Raises:
+            StoreError: If there is no such sweep.
         """
         with writing(self._engine) as connection:
             before = _sweep_row(connection, sweep_id)
@@ -245,16 +227,37 @@ class Store:
                 state=SweepState.RUNNING,
                 ended_at=None,
                 wish=Wish.NONE,
-                driver=driver,
+                reason="",
             )
             if before.state != SweepState.RUNNING:
                 rows.tell(connection, sweep_id, None, "sweep_resume", {})
+
+    def take_over(self, sweep_id: str, driver: str) -> None:
+        """Begins to drive a running sweep: whoever worked for an earlier driver is gone.
+
+        Args:
+            sweep_id: The sweep. The caller has its `driving_lock`.
+            driver: Who drives, as ``host:pid``.
+
+        Raises:
+            StoreError: If there is no such sweep, or it does not run.
+        """
+        with writing(self._engine) as connection:
+            row = _sweep_row(connection, sweep_id)
+            if row.state != SweepState.RUNNING:
+                raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
+            _set_sweep(connection, sweep_id, driver=driver)
             ours = sa.select(trials.c.trial_id).where(trials.c.sweep_id == sweep_id)
             connection.execute(
                 attempts.update()
                 .where(attempts.c.trial_id.in_(ours), attempts.c.ended_at.is_(None))
                 .values(ended_at=time.time(), end=AttemptEnd.INTERRUPTED)
             )
+
+    def give_up(self, sweep_id: str, reason: str) -> None:
+        """Notes why a sweep's driver went no further; the sweep is left where it is."""
+        with writing(self._engine) as connection:
+            _set_sweep(connection, sweep_id, reason=reason)
 
     def runnable(self, sweep_id: str) -> list[sa.Row[Any]]:
         """Trials that a worker may take up: those under way first, then by number."""
@@ -324,7 +327,7 @@ class Store:
         decisions: list[Readmission] = []
         with suppress(_DryRun), budgeting(self._ledger) as transaction:
             for trial_id, end in iterations.items():
-                decisions.append(_readmit(transaction, trial_id, end))
+                decisions.append(readmit(transaction, trial_id, end))
             for sweep_id in {decision.sweep_id for decision in decisions if decision.admitted}:
                 _set_sweep(transaction.connection, sweep_id, wish=Wish.NONE)
             if dry_run:
@@ -403,71 +406,6 @@ def open_store(home: Home) -> Store:
 
 class _DryRun(Exception):
     """Takes everything back."""
-
-
-def _readmit(transaction: LedgerTransaction, trial_id: str, end: int | None) -> Readmission:
-    connection = transaction.connection
-    trial = rows.locked_trial(connection, trial_id)
-    state = TrialState(trial.state)
-    if not state.may_become(TrialState.ADMITTED) or trial.trial_config is None:
-        raise StoreError(
-            f"trial {trial_id}: is {state}; allowed to go on are PRUNED, CANCELLED, FAILED and "
-            "COMPLETED ones"
-        )
-    config = TrialConfig.from_json(trial.trial_config)
-    step = furthest_step(connection, trial)
-    iterations = config.iterations if end is None else end
-    if config.mechanism.bands > 1 and iterations != config.iterations:
-        raise StoreError(
-            f"trial {trial_id}: --iterations {iterations}: allowed is {config.iterations}, for "
-            "how its noise is correlated depends on how long it is"
-        )
-    # One that did not complete may have paid for its last step and not shown it.
-    if iterations < step or (iterations == step and state is TrialState.COMPLETED):
-        raise StoreError(
-            f"trial {trial_id}: has taken {step} steps; allowed is --iterations with more"
-        )
-    try:
-        config = dataclasses.replace(config, iterations=iterations)
-    except ConfigError as error:
-        raise StoreError(f"trial {trial_id}: {error}") from error
-    new_iterations = iterations - step
-    wanted = trial.charged_iterations + new_iterations
-    before = find_reservation(connection, trial_id)
-    assert before is not None  # it is written with the trial
-    after = None
-    refusal = rows.beyond_limit(connection, trial, before, wanted)
-    if not refusal:
-        answer = transaction.extend(trial_id, wanted)
-        if isinstance(answer, BudgetExceeded):
-            refusal = str(answer)
-        else:
-            after = planned_epsilon(answer, config)
-    if not refusal:
-        rows.set_trial(
-            connection,
-            trial_id,
-            state=TrialState.ADMITTED,
-            reason="",
-            exempt=True,
-            trial_config=config.to_json(),
-            config={**trial.config, "iterations": iterations},
-            planned_iterations=wanted,
-            planned_epsilon=after,
-        )
-        rows.tell(connection, trial.sweep_id, trial_id, "trial_resume", {})
-    return Readmission(
-        trial_id=trial_id,
-        sweep_id=trial.sweep_id,
-        number=trial.number,
-        state=state,
-        step=step,
-        iterations=iterations,
-        new_iterations=new_iterations,
-        epsilon=spent_epsilon(before, config),
-        epsilon_after=after,
-        refusal=refusal,
-    )
 
 
 def _sweep_row(connection: sa.Connection, sweep_id: str) -> sa.Row[Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy import exc
 
 from accounting import errors
 from accounting.database import connection as database
@@ -42,6 +43,8 @@ sweeps = sa.Table(
     sa.Column("wish", sa.String(16), nullable=False, server_default=""),
     # Who drives it, or did last, as ``host:pid``.
     sa.Column("driver", sa.String(256), nullable=False, server_default=""),
+    # Why its driver went no further, where it did not come to an end.
+    sa.Column("reason", sa.Text, nullable=False, server_default=""),
 )
 
 trials = sa.Table(
@@ -301,10 +304,18 @@ def try_driving_lock(engine: sa.Engine, sweep_id: str) -> Generator[bool]:
 def _try_lock(engine: sa.Engine, name: str, number: int) -> Generator[bool]:
     """A lock that ends with its process: a file beside SQLite's, or PostgreSQL's own."""
     if engine.dialect.name == "postgresql":
-        # Beside the transactions of rows: it reads and writes none, and they run while it lasts.
-        with _translated(), database.translated(engine), engine.begin() as connection:
-            held = connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(number)))
-            yield bool(held)
+        # Beside the transactions of rows, and in none: a server may end one that is idle.
+        with _translated(), database.translated(engine), engine.connect() as pooled:
+            connection = pooled.execution_options(isolation_level="AUTOCOMMIT")
+            held = connection.scalar(sa.select(sa.func.pg_try_advisory_lock(number)))
+            try:
+                yield bool(held)
+            finally:
+                if held:
+                    try:
+                        connection.execute(sa.select(sa.func.pg_advisory_unlock(number)))
+                    except exc.DBAPIError:  # the lock goes with its connection
+                        connection.invalidate()
         return
     with open(f"{engine.url.database}-{name}", "ab") as file:
         try:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.database.forking import Fork
-from sweeps.database.store import Readmission
+from sweeps.database.readmission import Readmission
 from sweeps.report.json_numbers import legal_json
 from sweeps.report.table import show_epsilon
 

@@ -25,13 +25,11 @@ from sweeps.database.outbox_rows import Message
 from sweeps.database.store import Store
 from sweeps.errors import RefusedError
 from sweeps.guarantee import guarantee
-from sweeps.home import Home
+from sweeps.home import EXPERIMENT_VARIABLE, Home
 from sweeps.report.results import SweepResults, read_results
 from sweeps.tracking import disclosure
 from sweeps.tracking.mlflow_client import Mlflow
 from sweeps.tracking.outbox import OutboxThread
-
-EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 
 _BATCH_MESSAGES = 5000
 _MARK_EVERY_SECS = 1.0
@@ -85,6 +83,15 @@ class MlflowWriter:
             raise refusals[0]
         return taken
 
+    def connect(self) -> Mlflow:
+        """Imports MLflow and connects to it, unless that is done; else `deliver` does.
+
+        Raises:
+            TrackingError: If that fails.
+        """
+        self._mlflow = self._mlflow or Mlflow(self._home)
+        return self._mlflow
+
     def count_undelivered(self) -> int:
         """How many messages MLflow has not yet got."""
         return self._store.outbox.count_undelivered()
@@ -96,7 +103,7 @@ class MlflowWriter:
         refusals: list[RefusedError],
     ) -> Iterable[int]:
         """Delivers a batch; yields how many messages were marked as delivered, each time."""
-        mlflow = self._mlflow = self._mlflow or Mlflow(self._home)
+        mlflow = self.connect()
         for sweep_id in {message.sweep_id for message in messages}:
             if sweep_id not in sweeps:
                 sweeps[sweep_id] = _Sweep(mlflow, self._store, sweep_id, self._experiment_name)

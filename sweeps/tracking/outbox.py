@@ -43,6 +43,8 @@ class OutboxThread:
 
     Args:
         writer: Delivers.
+        first_after_secs: How long to wait with the first delivery, which imports MLflow: a sweep
+            that begins needs the processor.
         every_secs: Between two deliveries, at least.
         max_backoff_secs: Longest pause after failures.
         flush_secs: How long the end of the block may wait for the last delivery.
@@ -56,6 +58,7 @@ class OutboxThread:
         self,
         writer: Deliverer,
         *,
+        first_after_secs: float = 5.0,
         every_secs: float = 1.0,
         max_backoff_secs: float = 30.0,
         flush_secs: float = 60.0,
@@ -63,6 +66,7 @@ class OutboxThread:
         self.last_error: Exception | None = None
         self.remaining: int | None = None
         self._writer = writer
+        self._first_after_secs = first_after_secs
         self._every_secs = every_secs
         self._max_backoff_secs = max_backoff_secs
         self._flush_secs = flush_secs
@@ -92,6 +96,7 @@ class OutboxThread:
     def _run(self) -> None:
         pause = self._every_secs
         is_first = True
+        self._stop.wait(self._first_after_secs)
         while not self._stop.is_set():
             begin = time.thread_time()
             delivered = self._deliver()

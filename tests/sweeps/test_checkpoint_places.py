@@ -314,7 +314,7 @@ def test_a_worker_whose_uploads_fail_sets_its_trial_aside_and_goes_on_later(tmp_
     assert "No space left on device" in row.reason
     sweep = store.sweep(row.sweep_id)
     assert (sweep.state, sweep.wish) == (SweepState.RUNNING, Wish.PAUSE)
-    store.take_over(row.sweep_id, "a driver")
+    store.reopen(row.sweep_id)
     for each in (trial, other):
         with TrialRun(store, home, each) as run:
             while report := run.next_report():
@@ -342,7 +342,7 @@ def test_a_worker_that_cannot_fetch_waits_and_does_not_begin_anew(tmp_path, monk
     row = row_of(store, trial)
     assert (row.state, row.charged_iterations) == (TrialState.PAUSED, 5)
     assert "the store says no" in row.reason
-    store.take_over(row.sweep_id, "a driver")
+    store.reopen(row.sweep_id)
     with TrialRun(store, home, trial) as run:
         report = run.next_report()
     assert report is not None

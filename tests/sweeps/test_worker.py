@@ -88,7 +88,7 @@ class Place:
         with writing(calm.store.ledger.engine) as connection:
             connection.execute(checkpoints.delete())
         shutil.rmtree(calm.home.sweep_dir(SWEEP))
-        calm.store.take_over(SWEEP, "host:1")
+        calm.store.reopen(SWEEP)
         assert calm.run_on()[-1] == STEPS
         assert len(calm.branches()) == 1
         return calm
@@ -185,7 +185,7 @@ def test_a_paused_trial_goes_on_as_if_it_never_had(place: Place, tmp_path: Path)
     assert place.everything() == before
 
     theirs = place.undisturbed(tmp_path / "calm")
-    place.store.take_over(SWEEP, "host:1")
+    place.store.reopen(SWEEP)
     assert place.run_on() == [12]
     assert_ended_alike(place, theirs)
 
@@ -326,6 +326,6 @@ def test_a_checkpoint_that_cannot_be_written_pauses_the_sweep(
     assert place.checkpoint_steps() == [4]
 
     theirs = place.undisturbed(tmp_path / "calm")
-    place.store.take_over(SWEEP, "host:1")
+    place.store.reopen(SWEEP)
     assert place.run_on() == [8, 12]
     assert_ended_alike(place, theirs)

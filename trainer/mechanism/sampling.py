@@ -12,11 +12,12 @@ which costs next to nothing for small q; on a device (`trainer.training.resident
 compares 32 random bits with q.
 """
 
+import bisect
 import dataclasses
 import functools
 
 import numpy as np
-import scipy.stats
+from scipy import special
 
 PADDING = -1
 _OVERFLOW_PROB = 1e-6
@@ -59,8 +60,11 @@ class Sampler:
             size, prob = num_units, self.sampling_prob / self.bands
         else:
             size, prob = -(-num_units // self.bands), self.sampling_prob
-        quantile = scipy.stats.binom.ppf(1.0 - _OVERFLOW_PROB, size, prob)
-        return max(1, min(num_units, int(quantile)))
+        # The binomial's quantile: scipy.stats has it, and takes a second to import.
+        quantile = bisect.bisect_left(
+            range(size), -_OVERFLOW_PROB, key=lambda drawn: -special.bdtrc(drawn, size, prob)
+        )
+        return max(1, min(num_units, quantile))
 
     @property
     def largest_bits(self) -> int:

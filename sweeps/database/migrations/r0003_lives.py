@@ -15,6 +15,7 @@ def upgrade(op: Operations) -> None:
     """Adds tables and columns, and makes a branch of each attempt."""
     op.add_column("sweeps", sa.Column("wish", sa.String(16), nullable=False, server_default=""))
     op.add_column("sweeps", sa.Column("driver", sa.String(256), nullable=False, server_default=""))
+    op.add_column("sweeps", sa.Column("reason", sa.Text, nullable=False, server_default=""))
     op.add_column("trials", sa.Column("parent_trial_id", sa.String(128)))
     op.add_column("trials", sa.Column("parent_step", sa.Integer))
     op.add_column(

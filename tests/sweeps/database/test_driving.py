@@ -73,18 +73,49 @@ def test_who_takes_over_finds_nobody_at_work(store: Store) -> None:
     store.set_wish("s-1", Wish.PAUSE)
     store.take_over("s-1", "host:7")
     sweep = store.sweep("s-1")
-    assert (sweep.state, sweep.driver, sweep.wish) == ("RUNNING", "host:7", "")
+    assert (sweep.state, sweep.driver) == ("RUNNING", "host:7")
+    assert sweep.wish == "pause", "it comes back to what was asked"
     assert ends_of_attempts(store) == ["interrupted"]
     assert (state_of(store), row_of(store).charged_iterations) == ("RUNNING", 10)
     assert ("sweep_resume", None) not in kinds(store), "MLflow saw no end"
 
 
-def test_who_takes_over_a_sweep_that_had_ended_tells_of_it(store: Store) -> None:
-    store.end_sweep("s-1", SweepState.PAUSED)
-    store.take_over("s-1", "host:7")
+def test_who_reopens_a_sweep_that_had_ended_tells_of_it(store: Store) -> None:
+    assert store.end_sweep("s-1", SweepState.PAUSED)
+    with pytest.raises(StoreError, match="is PAUSED; allowed is a running one"):
+        store.take_over("s-1", "host:7")
+    store.reopen("s-1")
     sweep = store.sweep("s-1")
     assert (sweep.state, sweep.ended_at) == ("RUNNING", None)
     assert kinds(store)[3:] == [("sweep_end", None), ("sweep_resume", None)]
+
+
+def test_who_reopens_a_running_sweep_takes_back_what_was_asked_of_it(store: Store) -> None:
+    store.set_wish("s-1", Wish.PAUSE)
+    store.give_up("s-1", "its workers get nowhere")
+    assert store.sweep("s-1").reason == "its workers get nowhere"
+    store.reopen("s-1")
+    assert (store.sweep("s-1").wish, store.sweep("s-1").reason) == ("", "")
+    assert ("sweep_resume", None) not in kinds(store), "MLflow saw no end"
+
+
+def test_a_sweep_does_not_end_while_somebody_lets_a_trial_go_on(store: Store) -> None:
+    before = kinds(store)
+    for state in (SweepState.COMPLETED, SweepState.FAILED):
+        assert not store.end_sweep("s-1", state)
+        assert store.sweep("s-1").state == "RUNNING"
+    assert kinds(store) == before
+    for trial_id in (TRIAL, OTHER):
+        store.end_trial(trial_id, TrialState.CANCELLED)
+    assert store.end_sweep("s-1", SweepState.COMPLETED)
+    assert store.sweep("s-1").state == "COMPLETED"
+
+
+def test_a_sweep_that_has_ended_is_not_driven(store: Store) -> None:
+    with store.driving_lock("s-1"):
+        assert store.is_driven("s-1")
+        store.end_sweep("s-1", SweepState.PAUSED)
+        assert not store.is_driven("s-1"), "nobody takes up what goes on of it now"
 
 
 def test_an_unknown_sweep_cannot_be_taken_over(engine: sa.Engine, store: Store) -> None:
@@ -125,6 +156,8 @@ def test_a_wish_is_heard_by_who_runs_and_by_who_would_begin(store: Store, wish: 
 
 
 def test_a_wish_asks_for_a_running_sweep(engine: sa.Engine, store: Store) -> None:
+    for trial_id in (TRIAL, OTHER):
+        store.end_trial(trial_id, TrialState.CANCELLED)
     store.end_sweep("s-1", SweepState.COMPLETED)
     before = everything(engine)
     with pytest.raises(StoreError, match="is COMPLETED; allowed is a running one"):

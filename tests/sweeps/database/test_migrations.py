@@ -126,7 +126,7 @@ def assert_taken_over(
     begun = {"start_step", "charged_step"}
     averages = ("ema_eval_accuracy", "ema_eval_loss", "polyak_eval_accuracy", "polyak_eval_loss")
     expected = {
-        "sweeps": [{**row, "wish": "", "driver": ""} for row in before["sweeps"]],
+        "sweeps": [{**row, "wish": "", "driver": "", "reason": ""} for row in before["sweeps"]],
         "trials": [
             {
                 **row,

@@ -128,11 +128,11 @@ def test_an_admitted_trial_cannot_complete_without_running(store: Store) -> None
 
 
 def test_the_end_of_a_sweep_names_its_artifacts(store: Store) -> None:
-    store.end_sweep("s-1", SweepState.COMPLETED, ["/a.png"])
-    assert store.sweep("s-1").state == "COMPLETED"
+    store.end_sweep("s-1", SweepState.PAUSED, ["/a.png"])
+    assert store.sweep("s-1").state == "PAUSED"
     assert store.sweep("s-1").ended_at is not None
     last = store.outbox.undelivered()[-1]
     assert (last.kind, last.payload) == (
         "sweep_end",
-        {"state": "COMPLETED", "artifacts": ["/a.png"]},
+        {"state": "PAUSED", "artifacts": ["/a.png"]},
     )

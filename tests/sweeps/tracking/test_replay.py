@@ -90,7 +90,7 @@ def go_on(store: Store) -> None:
     """A driver takes the sweep over, and a worker the trial that was pruned, to its end."""
     (decision,) = store.readmit({f"{SWEEP}-1": None})
     assert decision.admitted
-    store.take_over(SWEEP, "host:1")
+    store.reopen(SWEEP)
     Worker(store, 1, start=10).report(40, end=TrialState.COMPLETED)
 
 
@@ -150,7 +150,7 @@ def test_what_goes_on_does_so_in_its_run(
     if told_between:
         assert status_of_all() == {SWEEP: "SCHEDULED", f"{SWEEP}-0": "KILLED"}
     store.readmit({f"{SWEEP}-0": None})
-    store.take_over(SWEEP, "host:1")
+    store.reopen(SWEEP)
     worker = Worker(store, 0, start=10)
     worker.report(20)
     if told_between:
@@ -172,7 +172,7 @@ def test_a_sweep_that_goes_on_in_the_batch_in_which_it_paused_is_running(
     writer = place.writer()
     writer.deliver()
     place.store.end_sweep(SWEEP, SweepState.PAUSED)
-    place.store.take_over(SWEEP, "host:1")
+    place.store.reopen(SWEEP)
     writer.deliver()
     run = content(mlflow_client(place.home))[SWEEP]
     assert (run["status"], run["tags"]["dp_sweeps.state"]) == ("RUNNING", "RUNNING")

@@ -1,4 +1,4 @@
-"""What a trial's workers say of it, in a file of its own for `dp-sweeps logs`.
+"""What a process says of its trial or its sweep, in a file of its own for `dp-sweeps logs`.
 
 The trainer's messages are about the program (what was loaded, what did not fit in memory, a
 traceback) and never about examples, gradients or losses.
@@ -6,13 +6,14 @@ traceback) and never about examples, gradients or losses.
 
 import logging
 from pathlib import Path
+from typing import Self
 
 _LOGGERS = ("sweeps", "trainer")
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-class TrialLog:
-    """Appends what this process logs to a trial's file, until it is closed.
+class LogFile:
+    """Appends what this process logs to a file, until it is closed.
 
     Args:
         path: The file; it and its folder are made if need be.
@@ -26,6 +27,12 @@ class TrialLog:
             logger = logging.getLogger(name)
             logger.addHandler(self._handler)
             logger.setLevel(logging.INFO)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stops appending."""
