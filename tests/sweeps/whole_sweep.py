@@ -16,6 +16,7 @@ from sweeps.database.tables import attempts, branches
 from sweeps.home import Home
 
 DEADLINE_SECS = 240
+BINARY = Path(sys.executable).with_name("dp-sweeps")
 
 
 def command(folder, spec, **environment):
@@ -29,9 +30,8 @@ def command(folder, spec, **environment):
         path.write_text(yaml.safe_dump(spec))
         arguments = ["run", str(path), "--json"]
     home = folder / "home"
-    binary = Path(sys.executable).with_name("dp-sweeps")
     clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
-    return [str(binary), *arguments], {
+    return [str(BINARY), *arguments], {
         **clean,
         "DP_SWEEPS_HOME": str(home),
         **environment,
