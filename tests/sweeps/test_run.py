@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 import accounting
 from sweeps import driver
 from sweeps.database.states import Wish
-from sweeps.database.tables import attempts, open_database, trials
+from sweeps.database.tables import attempts, checkpoints, open_database, trials, writing
 from tests.sweeps.whole_sweep import (
     DEADLINE_SECS,
     attempts_at,
@@ -30,6 +31,7 @@ from tests.sweeps.whole_sweep import (
     wait_for,
     worker_of,
 )
+from tests.trainer.killed_trial import arrays
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -215,6 +217,88 @@ def test_notes_are_plain_lines_where_there_is_no_terminal(sweep):
 def test_state_is_for_its_owner_alone(sweep):
     _, _, folder = sweep
     assert (folder / "home").stat().st_mode & 0o077 == 0
+
+
+def copy_of(folder, sweep_folder):
+    """A finished sweep in another place, with its own checkpoints."""
+    shutil.copytree(sweep_folder / "home", folder / "home", symlinks=True)
+    store, home = store_of(folder)
+    before, after = str(sweep_folder / "home"), str(home.path)
+    with writing(store.ledger.engine) as connection:
+        where = sa.func.replace(checkpoints.c.location, before, after)
+        connection.execute(checkpoints.update().values(location=where))
+    return store
+
+
+def test_a_pruned_trial_that_goes_on_is_as_if_it_never_had_been_pruned(sweep, tmp_path):
+    document, _, folder = sweep
+    trial_id = max(trial["trial_id"] for trial in by_state(document, "PRUNED"))
+    before = charges(store_of(folder)[0])[trial_id]
+    chosen = ["--trial", trial_id]
+    ends = []
+    for name in ("resumed", "undisturbed"):
+        (tmp_path / name).mkdir()
+        store = copy_of(tmp_path / name, folder)
+        if name == "undisturbed":  # on its branch from the first step, in one go
+            with writing(store.ledger.engine) as connection:
+                connection.execute(checkpoints.delete())
+            shutil.rmtree(store_of(tmp_path / name)[1].sweep_dir(document["sweep_id"]))
+        with running(tmp_path / name, None, "--dry-run", *chosen) as process:
+            said, err = process.communicate(timeout=DEADLINE_SECS)
+        assert process.returncode == 0, err
+        assert charges(store)[trial_id] == before, "nothing has changed"
+        with running(tmp_path / name, None, *chosen) as process:
+            _, err = process.communicate(timeout=DEADLINE_SECS)
+        assert process.returncode == 0, err
+        (decision,) = json.loads(said)["trials"]
+        assert decision["new_iterations"] == 30 - before
+        (row,) = [row for row in rows_of(store) if row.trial_id == trial_id]
+        assert row.state == "COMPLETED"
+        assert row.charged_iterations == store.ledger.reservation(trial_id).charged == 30
+        last = [each for each in store.reports(row.sweep_id) if each.trial_id == trial_id][-1]
+        assert (last.step, last.epsilon) == (decision["iterations"], decision["epsilon_after"])
+        assert store.ledger.verify().ok
+        ends.append((last_checkpoint_of(store, trial_id), last.eval_loss, branch_rows(store)))
+    assert ends[0] == ends[1]
+
+
+def last_checkpoint_of(store, trial_id):
+    """Everything that a trial's newest checkpoint holds, as bytes."""
+    query = sa.select(checkpoints.c.location).where(checkpoints.c.trial_id == trial_id)
+    with store.ledger.engine.connect() as connection:
+        newest = connection.scalars(query.order_by(checkpoints.c.step.desc())).first()
+    assert newest is not None
+    return arrays(Path(newest))
+
+
+def test_two_drivers_draw_on_one_budget_at_once(tmp_path):
+    spec = json.loads(json.dumps(SPEC))
+    # Each sweep alone would fill it almost.
+    spec["privacy"] = {"policy": "open", "target_epsilon": 4.0, "target_delta": 1e-5}
+    spec["privacy"]["budget"] = "shared"
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+    create = ["budget", "create", "shared", "--from", str(tmp_path / "spec.yaml")]
+    arguments, env = command(tmp_path, spec)
+    subprocess.run([arguments[0], *create], env=env, check=True, capture_output=True)
+    with running(tmp_path, spec) as first, running(tmp_path, spec) as second:
+        said = [each.communicate(timeout=DEADLINE_SECS) for each in (first, second)]
+    # 3: the other was quicker, and left nothing for this one.
+    assert {first.returncode, second.returncode} <= {0, 3}, said
+    store, _ = store_of(tmp_path)
+    ledger = store.ledger
+    assert len(store.sweeps()) == 2
+    rows = [row for each in store.sweeps() for row in store.trials(each.sweep_id)]
+    states = {row.state for row in rows}
+    assert "REJECTED" in states, "both together ask for more than there is"
+    assert "COMPLETED" in states
+    paid = {name: ledger.reservation(name).charged for name in ledger.reservation_ids("shared")}
+    assert {name: n for name, n in paid.items() if n} == {
+        row.trial_id: row.charged_iterations for row in rows if row.charged_iterations
+    }
+    level = ledger.status("shared").level
+    assert level is not None
+    assert level.spent + level.reserved <= level.limit
+    assert ledger.verify().ok
 
 
 def wait_for_more(store, before=None):

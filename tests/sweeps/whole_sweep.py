@@ -19,12 +19,12 @@ DEADLINE_SECS = 240
 BINARY = Path(sys.executable).with_name("dp-sweeps")
 
 
-def command(folder, spec, **environment):
+def command(folder, spec, *more, **environment):
     """The command line and environment of ``dp-sweeps run`` on a spec in a folder.
 
-    Without a spec, of ``dp-sweeps resume``.
+    Without a spec, of ``dp-sweeps resume``, with more arguments.
     """
-    arguments = ["resume", "--json"]
+    arguments = ["resume", "--json", *more]
     if spec is not None:
         path = folder / "spec.yaml"
         path.write_text(yaml.safe_dump(spec))
@@ -39,9 +39,9 @@ def command(folder, spec, **environment):
 
 
 @contextlib.contextmanager
-def running(folder, spec, **environment):
+def running(folder, spec, *more, **environment):
     """A sweep under way, in a process group of its own; killed if the block leaves it running."""
-    arguments, env = command(folder, spec, **environment)
+    arguments, env = command(folder, spec, *more, **environment)
     # Whoever started the tests in the background made them deaf to it, and so their children.
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
