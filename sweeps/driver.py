@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -141,8 +141,15 @@ def _end(sweep_id: str, store: Store, home: Home) -> SweepState | None:
     """
     state = _settle(sweep_id, store)
     results = dataclasses.replace(read_results(store, sweep_id), state=state)
-    report = write_report(results, home)
-    return state if store.end_sweep(sweep_id, state, list(report.values())) else None
+    report: Mapping[str, str] = {}
+    reason = ""
+    try:
+        report = write_report(results, home)
+    except OSError as error:  # a disk that is full, most likely: the rows are what counts
+        reason = f"its report could not be written: {error}"
+        _LOG.exception("sweep %s: %s", sweep_id, reason)
+    ended = store.end_sweep(sweep_id, state, list(report.values()), reason=reason)
+    return state if ended else None
 
 
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> None:

@@ -5,6 +5,7 @@ traceback) and never about examples, gradients or losses.
 """
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -13,20 +14,24 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class LogFile:
-    """Appends what this process logs to a file, until it is closed.
+    """Appends what this process logs to a file, and to nothing else, until it is closed.
+
+    A file that cannot be written holds nobody up.
 
     Args:
         path: The file; it and its folder are made if need be.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._handler = _Handler(path, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter(_FORMAT))
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             logger.addHandler(self._handler)
             logger.setLevel(logging.INFO)
+            logger.propagate = False
 
     def __enter__(self) -> Self:
         return self
@@ -37,5 +42,13 @@ class LogFile:
     def close(self) -> None:
         """Stops appending."""
         for name in _LOGGERS:
-            logging.getLogger(name).removeHandler(self._handler)
-        self._handler.close()
+            logger = logging.getLogger(name)
+            logger.removeHandler(self._handler)
+            logger.propagate = True
+        with suppress(OSError):
+            self._handler.close()
+
+
+class _Handler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the disk may be full, and that is told elsewhere."""

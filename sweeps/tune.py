@@ -201,4 +201,5 @@ def _quieten() -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # It complains of its own state, which nobody reads; what counts is in the database.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)

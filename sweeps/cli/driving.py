@@ -180,6 +180,8 @@ def _print_results(
             f"MLflow has yet to get {undelivered}; they are kept, and `dp-sweeps sync` delivers "
             "them"
         )
+    if reason := store.sweep(sweep_id).reason:
+        print_note(f"{sweep_id}: {reason}")
     if results.state is SweepState.PAUSED:
         print_note(f"paused; `dp-sweeps resume {sweep_id}` goes on")
     raise typer.Exit(exit_code(results))

@@ -177,8 +177,21 @@ class Store:
             rows.end_trial(transaction, row, state, reason)
             return True
 
-    def end_sweep(self, sweep_id: str, state: SweepState, artifacts: Sequence[str] = ()) -> bool:
+    def end_sweep(
+        self,
+        sweep_id: str,
+        state: SweepState,
+        artifacts: Sequence[str] = (),
+        *,
+        reason: str = "",
+    ) -> bool:
         """Ends a sweep, or its work for now; MLflow gets the files named in ``artifacts``.
+
+        Args:
+            sweep_id: The sweep.
+            state: Where it is then.
+            artifacts: Absolute paths.
+            reason: What a person has to know of its end.
 
         Returns:
             Whether it has ended. Not so if it was to end for good, and meanwhile somebody let a
@@ -191,7 +204,14 @@ class Store:
             left = any(TrialState(found).may_run for found in connection.scalars(states))
             if left and state in (SweepState.COMPLETED, SweepState.FAILED):
                 return False
-            _set_sweep(connection, sweep_id, state=state, ended_at=time.time(), wish=Wish.NONE)
+            _set_sweep(
+                connection,
+                sweep_id,
+                state=state,
+                ended_at=time.time(),
+                wish=Wish.NONE,
+                reason=reason,
+            )
             payload = {"state": state, "artifacts": list(artifacts)}
             rows.tell(connection, sweep_id, None, "sweep_end", payload)
         return True

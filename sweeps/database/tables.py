@@ -43,7 +43,7 @@ sweeps = sa.Table(
     sa.Column("wish", sa.String(16), nullable=False, server_default=""),
     # Who drives it, or did last, as ``host:pid``.
     sa.Column("driver", sa.String(256), nullable=False, server_default=""),
-    # Why its driver went no further, where it did not come to an end.
+    # What a person has to know: why its driver went no further, or what its end lacks.
     sa.Column("reason", sa.Text, nullable=False, server_default=""),
 )
 

@@ -1,6 +1,7 @@
 """A sweep's report as files: the picture twice, the results and the specification."""
 
 import json
+import tempfile
 from pathlib import Path
 
 from sweeps.home import Home
@@ -11,18 +12,26 @@ from sweeps.report.results import SweepResults
 
 
 def write_report(results: SweepResults, home: Home) -> dict[str, str]:
-    """Writes a sweep's report, over one that is there.
+    """Writes a sweep's report, over one that is there; all of it, or nothing.
 
     Returns:
         Name to absolute path: ``png``, ``html``, ``json`` (the results), ``spec``.
+
+    Raises:
+        OSError: If it cannot be written.
     """
     paths = _report_paths(home, results.sweep_id)
     report = {name: str(path) for name, path in paths.items()}
-    paths["png"].parent.mkdir(parents=True, exist_ok=True)
-    write_png(results, paths["png"])
-    write_html(results, paths["html"])
-    _write_json(paths["json"], results_json(results, report=report))
-    _write_json(paths["spec"], results.spec)
+    folder = paths["png"].parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as name:
+        new = {key: Path(name) / path.name for key, path in paths.items()}
+        write_png(results, new["png"])
+        write_html(results, new["html"])
+        _write_json(new["json"], results_json(results, report=report))
+        _write_json(new["spec"], results.spec)
+        for key, path in new.items():
+            path.replace(paths[key])
     return report
 
 

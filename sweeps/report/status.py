@@ -10,7 +10,7 @@ from rich.text import Text
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
 from sweeps.report.results import SweepResults, read_results
-from sweeps.report.table import show_accuracy, show_epsilon
+from sweeps.report.table import one_line, show_accuracy, show_epsilon
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Status:
         driver: Who drives it, or did last, as ``host:pid``; empty before the first.
         is_driven: Whether somebody does.
         wish: What was asked of it: ``pause``, ``stop`` or nothing.
+        reason: Why its driver went no further, or what its end lacks; else empty.
         undelivered: Messages that MLflow has yet to get, of all sweeps.
     """
 
@@ -29,6 +30,7 @@ class Status:
     driver: str
     is_driven: bool
     wish: str
+    reason: str
     undelivered: int
 
     @property
@@ -56,6 +58,7 @@ class Status:
             "driver": self.driver,
             "is_driven": self.is_driven,
             "wish": self.wish,
+            "reason": self.reason,
             "trials": self.counts(),
             "charged_iterations": sum(t.charged_iterations for t in self.results.trials),
             "best_trial_id": None if best is None else best.trial_id,
@@ -76,6 +79,7 @@ def read_status(store: Store, sweep_id: str) -> Status:
         driver=row.driver,
         is_driven=store.is_driven(sweep_id),
         wish=row.wish,
+        reason=row.reason,
         undelivered=store.outbox.count_undelivered(),
     )
 
@@ -96,6 +100,8 @@ def status_view(status: Status) -> Group:
         lines.append(Text(f"best     trial {results.best.number}: {reached} at ε = {spent}"))
     if status.driver:
         lines.append(Text(f"driver   {status.driver}{'' if status.is_driven else ' (gone)'}"))
+    if status.reason:
+        lines.append(Text(f"reason   {one_line(status.reason)}"))
     if status.undelivered:
         lines.append(Text(f"MLflow   has yet to get {status.undelivered} messages"))
     lines.append(Text(f"next     {status.next_step}", style="dim"))
