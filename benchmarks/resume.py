@@ -1,10 +1,11 @@
-"""What it costs that a sweep can be gone on with: what MLflow's outbox takes, and what it loses.
+"""How soon a sweep goes on, and what it costs that it can: the driver, and MLflow's outbox.
 
-    python benchmarks/resume.py                    # everything, about ten minutes on two cores
+    python benchmarks/resume.py                    # everything, about 20 minutes on two cores
     python benchmarks/resume.py --only share --only outage
     python benchmarks/resume.py --save             # also writes benchmarks/results/
 
-Every figure is a ratio of two things measured in the same run, or a count that must be exact.
+Every figure of MLflow is a ratio of two things measured in the same run, or a count that must be
+exact. Those of the driver are seconds, most of which workers spend on importing JAX and Ray.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 from accounting import BudgetTerms
+from benchmarks.figures import Figure
+from benchmarks.resume_driver import driver_killed, long_sweep
 from sweeps.database.store import NewSweep, NewTrial, Store, open_store
 from sweeps.database.tables import outbox, writing
 from sweeps.errors import TrackingError
@@ -45,28 +48,6 @@ from trainer.training.plan import mechanism_of
 
 Tell = Callable[[str], None]
 SWEEP = "benchmark"
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One measured number and its limit, which is an upper one.
-
-    Attributes:
-        name: What it is.
-        value: The number.
-        limit: What it must not exceed.
-        note: What it was made from.
-    """
-
-    name: str
-    value: float
-    limit: float
-    note: str
-
-    @property
-    def reached(self) -> bool:
-        """Whether the number keeps to its limit."""
-        return self.value <= self.limit
 
 
 CONFIG = TrialConfig(
@@ -269,7 +250,9 @@ def outage(folder: Path, tell: Tell) -> Iterator[Figure]:
         outages = 0
         for number in range(2 * rounds):
             is_there = number % 2 == 0
-            with OutboxThread(there if is_there else away, flush_secs=0.0) as thread:
+            with OutboxThread(
+                there if is_there else away, first_after_secs=0.0, flush_secs=0.0
+            ) as thread:
                 medians[is_there].append(statistics.median(reporter.report() for _ in range(each)))
                 outages += isinstance(thread.last_error, TrackingError)
             _wait_for_the_last_attempt(store)
@@ -296,12 +279,18 @@ def _wait_for_the_last_attempt(store: Store) -> None:
 
 # --- The table -----------------------------------------------------------------------------
 
-PARTS = {"share": share, "points": points, "outage": outage}
+PARTS = {
+    "share": share,
+    "points": points,
+    "outage": outage,
+    "driver": driver_killed,
+    "long": long_sweep,
+}
 
 
 def main() -> None:
     """Measures, prints a table, and exits with 1 if a limit was missed."""
-    parser = argparse.ArgumentParser(description="What it costs that MLflow is told.")
+    parser = argparse.ArgumentParser(description="How soon a sweep goes on.")
     parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; repeat")
     parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/")

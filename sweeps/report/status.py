@@ -21,7 +21,7 @@ class Status:
         results: The sweep.
         driver: Who drives it, or did last, as ``host:pid``; empty before the first.
         is_driven: Whether somebody does.
-        wish: What was asked of it: ``pause``, ``stop`` or nothing.
+        wish: What was asked of it: ``pause``, ``stop``, ``interrupt`` or nothing.
         reason: Why its driver went no further, or what its end lacks; else empty.
         undelivered: Messages that MLflow has yet to get, of all sweeps.
     """

@@ -18,6 +18,7 @@ import accounting
 from sweeps import driver
 from sweeps.database.states import Wish
 from sweeps.database.tables import attempts, checkpoints, open_database, trials, writing
+from tests.sweeps.whole_cluster import cluster
 from tests.sweeps.whole_sweep import (
     DEADLINE_SECS,
     attempts_at,
@@ -456,36 +457,20 @@ cli.main()
     assert failed["epsilon"] == 0
 
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-print("address", cluster.address, flush=True)
-sys.stdin.readline()
-print("alive", bool(cluster.head_node.live_processes()), flush=True)
-cluster.shutdown()
-"""
-
-
 def test_a_sweep_on_a_cluster_that_is_there_already(tmp_path):
     spec = json.loads(json.dumps(SPEC))
     spec["search_space"].update(optimizer="sgd", iterations=10, learning_rate=8.0)
     spec["scheduler"] = {"name": "fifo"}
     # More than any node has would wait for ever.
     greedy = {**spec, "resources": {"cpus_per_trial": 64}}
-    with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as cluster:
-        assert cluster.stdout is not None
-        address = next(line for line in cluster.stdout if line.startswith("address")).split()[1]
+    with cluster(1) as (_, address):
         runs = []
         for name, wanted in (("modest", spec), ("greedy", greedy)):
             (tmp_path / name).mkdir()
-            arguments, env = command(tmp_path / name, wanted)
+            arguments, env = command(tmp_path / name, wanted, "--address", address)
             runs.append(
                 subprocess.run(
-                    [*arguments, "--address", address],
+                    arguments,
                     env=env,
                     capture_output=True,
                     text=True,
@@ -493,8 +478,6 @@ def test_a_sweep_on_a_cluster_that_is_there_already(tmp_path):
                     check=False,
                 )
             )
-        said, _ = cluster.communicate("\n", timeout=DEADLINE_SECS)
-    assert "alive True" in said, "it is left running"
     joined, refused = runs
     assert joined.returncode == 0, joined.stderr
     states = [trial["state"] for trial in json.loads(joined.stdout)["trials"]]
@@ -503,6 +486,47 @@ def test_a_sweep_on_a_cluster_that_is_there_already(tmp_path):
     assert "asks for 64 CPU on one node" in refused.stderr
     store, _ = store_of(tmp_path / "greedy")
     assert not store.sweeps(), "nothing is recorded"
+
+
+def test_what_runs_on_a_cluster_is_interrupted_from_anywhere(tmp_path):
+    with cluster(2) as (_, address):
+        where = ["--address", address]
+        with running(tmp_path, ENDLESS, *where) as process:
+            store, _ = store_of_when_there(tmp_path)
+            wait_for_more(store)
+            process.send_signal(signal.SIGKILL)  # who only watches
+            process.communicate(timeout=DEADLINE_SECS)
+        sweep_id = store.sweeps()[0].sweep_id
+        wait_for_more(store, charges(store))
+        with running(tmp_path, None, *where) as process:
+            _, err = process.communicate(timeout=DEADLINE_SECS)
+        assert process.returncode == 0
+        assert "its driver takes it from here" in err
+        driver.ask(sweep_id, Wish.PAUSE, *store_of(tmp_path))
+        wait_for(lambda: store.sweep(sweep_id).state == "PAUSED")
+        assert {row.state for row in rows_of(store)} == {"PAUSED"}
+        paused = charges(store)
+
+        with running(tmp_path, None, *where) as process:
+            wait_for_more(store, paused)
+            workers = {worker_of(store, trial_id) for trial_id in paused}
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)  # or they would pause before it is asked again
+            try:
+                process.send_signal(signal.SIGINT)
+                wait_for(lambda: store.wish(sweep_id) is Wish.PAUSE)
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=DEADLINE_SECS)
+            finally:
+                for worker in workers:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker, signal.SIGKILL)
+        assert process.returncode == 130, err
+        assert f"interrupted; `dp-sweeps resume {sweep_id}` goes on" in err
+        assert {row.state for row in rows_of(store)} == {"RUNNING"}
+        assert (store.sweep(sweep_id).state, store.is_driven(sweep_id)) == ("RUNNING", False)
+        assert len(branch_rows(store)) == 2
+    driver.cancel(sweep_id, *store_of(tmp_path))
 
 
 @pytest.mark.postgres

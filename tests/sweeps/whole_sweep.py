@@ -22,16 +22,16 @@ BINARY = Path(sys.executable).with_name("dp-sweeps")
 def command(folder, spec, *more, **environment):
     """The command line and environment of ``dp-sweeps run`` on a spec in a folder.
 
-    Without a spec, of ``dp-sweeps resume``, with more arguments.
+    Without a spec, of ``dp-sweeps resume``.
     """
-    arguments = ["resume", "--json", *more]
+    arguments = ["resume"]
     if spec is not None:
         path = folder / "spec.yaml"
         path.write_text(yaml.safe_dump(spec))
-        arguments = ["run", str(path), "--json"]
+        arguments = ["run", str(path)]
     home = folder / "home"
     clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
-    return [str(BINARY), *arguments], {
+    return [str(BINARY), *arguments, "--json", *more], {
         **clean,
         "DP_SWEEPS_HOME": str(home),
         **environment,

@@ -318,6 +318,14 @@ def test_a_home_that_cannot_be_made_is_named(command, tmp_path, monkeypatch):
     assert "Traceback" not in err
 
 
+def test_nothing_is_left_to_a_ray_that_ends_with_its_command(command, home):
+    for arguments in (["run", "specs/digits.yaml"], ["resume"], ["fork", "t", "--set", "a=1"]):
+        code, _, err = command(*arguments, "--detach")
+        assert code == 2
+        assert "--detach: allowed with the --address of a cluster that stays" in err
+    assert not home.exists()
+
+
 def test_help_has_examples(command):
     budget = ("create", "list", "show", "grant", "freeze", "thaw", "retire")
     verbs = [["check"], ["run"], ["list"], ["show"], ["sync"], ["schema"]]

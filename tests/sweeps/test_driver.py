@@ -1,0 +1,114 @@
+"""A driver where nothing is left to run: who may be one, and what it leaves behind."""
+
+import threading
+import time
+
+import pytest
+
+from sweeps import standing_driver
+from sweeps.database.states import SweepState, TrialState, Wish
+from sweeps.database.store import Store, open_store
+from sweeps.driver import drive, driving
+from sweeps.errors import DrivenError, StoreError, SweepError
+from sweeps.home import Home
+from sweeps.service import mlflow_environment
+from tests.sweeps.small_run import SWEEP, TRIAL, submit
+
+
+@pytest.fixture
+def home() -> Home:
+    home = Home.from_environment()
+    home.create()
+    return home
+
+
+@pytest.fixture
+def store(home: Home) -> Store:
+    """With a sweep whose only trial was cancelled."""
+    store = open_store(home)
+    submit(store)
+    store.end_trial(TRIAL, TrialState.CANCELLED)
+    return store
+
+
+def test_a_report_that_cannot_be_written_is_told_and_ends_no_sweep(
+    home: Home, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sweeps.driver.SweepSpec.model_validate", lambda _spec: None)
+    monkeypatch.setattr("sweeps.driver.write_report", full)
+    assert drive(SWEEP, store, home) is SweepState.COMPLETED
+    sweep = store.sweep(SWEEP)
+    assert sweep.state == "COMPLETED"
+    assert "report could not be written" in sweep.reason
+    assert "No space left on device" in sweep.reason
+    assert "No space left on device" in home.driver_log(SWEEP).read_text()
+
+
+def test_why_a_driver_went_no_further_is_in_the_rows(home: Home, store: Store) -> None:
+    # What is recorded is no specification.
+    with pytest.raises(ValueError, match="privacy"):
+        drive(SWEEP, store, home)
+    assert store.sweep(SWEEP).state == "RUNNING"
+    assert "privacy" in store.sweep(SWEEP).reason
+    assert not store.is_to_be_driven(SWEEP), "another would come no further"
+    store.reopen(SWEEP)
+    assert store.is_to_be_driven(SWEEP)
+    store.set_wish(SWEEP, Wish.INTERRUPT)
+    assert not store.is_to_be_driven(SWEEP)
+
+
+def test_nothing_is_driven_that_does_not_run(home: Home, store: Store) -> None:
+    store.end_sweep(SWEEP, SweepState.PAUSED)
+    with pytest.raises(StoreError, match="is PAUSED; allowed is a running one"):
+        drive(SWEEP, store, home)
+
+
+def test_one_drives_at_a_time(store: Store, home: Home) -> None:
+    other = open_store(home)
+    store.take_over(SWEEP, "elsewhere:7")
+    with (
+        driving(SWEEP, store),
+        pytest.raises(DrivenError, match="already, by elsewhere:7"),
+        driving(SWEEP, other),
+    ):
+        raise AssertionError
+    with driving(SWEEP, other):
+        pass
+
+
+def test_who_is_patient_drives_next(store: Store, home: Home) -> None:
+    other, began = open_store(home), threading.Event()
+
+    def hold() -> None:
+        with driving(SWEEP, other):
+            began.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert began.wait(60)
+    with driving(SWEEP, store, patience_secs=60):
+        pass
+    thread.join()
+
+
+def test_one_that_stands_by_says_why_it_would_not_find_its_sweep(store: Store) -> None:
+    problem = standing_driver._problem  # pyright: ignore[reportPrivateUsage]
+    assert not problem(SWEEP)
+    assert "'elsewhere'" in problem("elsewhere")
+
+
+def test_a_password_of_mlflow_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "ward 7")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org/x")
+    assert mlflow_environment(Home.from_environment()) == {
+        "MLFLOW_TRACKING_URI": "https://mlflow.example.org/x",
+        "MLFLOW_EXPERIMENT_NAME": "ward 7",
+    }
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example.org")
+    with pytest.raises(SweepError, match="MLFLOW_TRACKING_USERNAME") as refused:
+        mlflow_environment(Home.from_environment())
+    assert "secret" not in str(refused.value)
