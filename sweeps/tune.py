@@ -21,6 +21,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store, open_store
@@ -67,8 +68,9 @@ def run_trials(
     trainable = tune.with_resources(_Worker, dict(resources))
     tuner = tune.Tuner(
         trainable,
-        param_space={_TRIAL_ID: tune.grid_search(list(trial_ids))},
         tune_config=tune.TuneConfig(
+            search_alg=_Given(trial_ids),
+            num_samples=len(trial_ids),
             metric=_METRIC,
             mode="max",
             scheduler=_scheduler(spec, max_iterations, store),
@@ -118,6 +120,35 @@ class _Worker(tune.Trainable):
 
     def cleanup(self) -> None:
         self._run.close()
+
+
+class _Given(Searcher):
+    """Hands out trials one by one, as there is room: Tune's own grid copies all of it for each.
+
+    Args:
+        trial_ids: The trials, in the order in which they start.
+    """
+
+    def __init__(self, trial_ids: Sequence[str]) -> None:
+        super().__init__(metric=_METRIC, mode="max")
+        self._left = iter(trial_ids)
+
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        found = next(self._left, None)
+        return Searcher.FINISHED if found is None else {_TRIAL_ID: found}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Nothing: whatever became of it is in the database."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, as below."""
 
 
 class _Over(tune.Stopper):

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,8 @@ def _drive_locally(
         # Ray prints of dead workers to standard output, which is for answers alone.
         stack.enter_context(redirect_stdout(sys.stderr))
         if address is not None:
+            # Tune takes a while to import, and Ray, which is waited for, a while to start.
+            threading.Thread(target=import_module, args=("sweeps.tune",), daemon=True).start()
             with err.status("starting Ray"):
                 stack.enter_context(cluster_for(spec, home, address))
         sweep_id = record()

@@ -13,6 +13,7 @@ over as many messages as wait.
 """
 
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -52,12 +53,18 @@ class MlflowWriter:
         self._experiment_name = experiment_name or os.environ.get(EXPERIMENT_VARIABLE)
         self._mlflow: Mlflow | None = None
 
-    def deliver(self, on_delivered: Callable[[int], None] | None = None) -> int:
+    def deliver(
+        self,
+        on_delivered: Callable[[int], None] | None = None,
+        *,
+        max_secs: float | None = None,
+    ) -> int:
         """Delivers everything that is pending at the moment.
 
         Args:
             on_delivered: Called now and then with the number of messages taken since the last
                 call.
+            max_secs: What is not delivered by then stays pending, about; None takes all.
 
         Returns:
             How many messages MLflow took; 0 also while another process is delivering.
@@ -67,17 +74,18 @@ class MlflowWriter:
             RefusedError: If it refused some messages, which stay pending; it got the others.
         """
         taken, after = 0, 0
+        end = math.inf if max_secs is None else time.monotonic() + max_secs
         refusals: list[RefusedError] = []
         outbox = self._store.outbox
         with outbox.delivery_lock() as held:
             sweeps: dict[str, _Sweep] = {}  # nobody else creates runs as long as this lasts
             while held and (messages := outbox.undelivered(_BATCH_MESSAGES, after=after)):
                 after = messages[-1].message_id
-                for count in self._deliver(messages, sweeps, refusals):
+                for count in self._deliver(messages, sweeps, refusals, end):
                     taken += count
                     if on_delivered is not None:
                         on_delivered(count)
-                if len(messages) < _BATCH_MESSAGES:
+                if time.monotonic() > end or len(messages) < _BATCH_MESSAGES:
                     break  # what has come meanwhile waits for the next time, with more
         if refusals:
             raise refusals[0]
@@ -101,8 +109,9 @@ class MlflowWriter:
         messages: Sequence[Message],
         sweeps: "dict[str, _Sweep]",
         refusals: list[RefusedError],
+        end: float,
     ) -> Iterable[int]:
-        """Delivers a batch; yields how many messages were marked as delivered, each time."""
+        """Delivers a batch, or until a time; yields how many were marked as delivered, each time."""
         mlflow = self.connect()
         for sweep_id in {message.sweep_id for message in messages}:
             if sweep_id not in sweeps:
@@ -122,6 +131,8 @@ class MlflowWriter:
                     self._store.outbox.mark_delivered(done)
                     yield len(done)
                     done, marked_at = [], time.monotonic()
+                if time.monotonic() > end:
+                    break
         finally:
             if done:
                 self._store.outbox.mark_delivered(done)

@@ -18,13 +18,14 @@ _FIRST_RETRY_SECS = 0.25
 _LAST_RETRY_SECS = 5.0
 _MAX_SHARE = 0.02  # of one core
 _MAX_PAUSE_SECS = 60.0
+_MAX_SECS = 1.0  # of one delivery: a sweep of thousands of trials has as many runs to create
 
 
 class Deliverer(Protocol):
     """Takes messages out of the outbox."""
 
-    def deliver(self) -> int:
-        """Delivers everything pending and says how many messages that were."""
+    def deliver(self, *, max_secs: float | None = None) -> int:
+        """Delivers what is pending, for so long at most; says how many messages that were."""
         ...
 
     def count_undelivered(self) -> int:
@@ -58,7 +59,7 @@ class OutboxThread:
         self,
         writer: Deliverer,
         *,
-        first_after_secs: float = 5.0,
+        first_after_secs: float = 15.0,
         every_secs: float = 1.0,
         max_backoff_secs: float = 30.0,
         flush_secs: float = 60.0,
@@ -99,7 +100,7 @@ class OutboxThread:
         self._stop.wait(self._first_after_secs)
         while not self._stop.is_set():
             begin = time.thread_time()
-            delivered = self._deliver()
+            delivered = self._deliver(_MAX_SECS)
             computed = 0.0 if is_first else time.thread_time() - begin
             is_first = False
             pause = self._every_secs if delivered else min(2 * pause, self._max_backoff_secs)
@@ -113,9 +114,9 @@ class OutboxThread:
             self._given_up.wait(pause)
             pause = min(2 * pause, _LAST_RETRY_SECS)
 
-    def _deliver(self) -> bool:
+    def _deliver(self, max_secs: float | None = None) -> bool:
         try:
-            self._writer.deliver()
+            self._writer.deliver(max_secs=max_secs)
         except Exception as error:  # whatever it is, the sweep goes on
             _log.debug("delivery failed", exc_info=True)
             self.last_error = error

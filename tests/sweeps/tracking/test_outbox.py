@@ -21,7 +21,7 @@ class FakeWriter:
         self.called = threading.Event()
         self.on_deliver = on_deliver
 
-    def deliver(self) -> int:
+    def deliver(self, *, max_secs: float | None = None) -> int:
         self.calls += 1
         try:
             if self.on_deliver is not None:
@@ -127,7 +127,7 @@ def test_the_pauses_grow_while_nobody_answers() -> None:
     told = outbox._stop = PausesTold()  # pyright: ignore[reportPrivateUsage]
     with outbox:
         outbox._thread.join(LONG)  # pyright: ignore[reportPrivateUsage]
-    before_the_first = 5.0
+    before_the_first = 15.0
     assert told.pauses == [before_the_first, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0, 10.0]
 
 
