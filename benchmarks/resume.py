@@ -156,10 +156,15 @@ class _Watched(MlflowWriter):
 
     cpu_secs = 0.0
 
-    def deliver(self, on_delivered: Callable[[int], None] | None = None) -> int:
+    def deliver(
+        self,
+        on_delivered: Callable[[int], None] | None = None,
+        *,
+        max_secs: float | None = None,
+    ) -> int:
         begin = time.thread_time()
         try:
-            return super().deliver(on_delivered)
+            return super().deliver(on_delivered, max_secs=max_secs)
         finally:
             self.cpu_secs += time.thread_time() - begin
 

@@ -111,7 +111,7 @@ class MlflowWriter:
         refusals: list[RefusedError],
         end: float,
     ) -> Iterable[int]:
-        """Delivers a batch, or until a time; yields how many were marked as delivered, each time."""
+        """Delivers a batch, or until a time; yields how many were marked, each time."""
         mlflow = self.connect()
         for sweep_id in {message.sweep_id for message in messages}:
             if sweep_id not in sweeps:

@@ -120,7 +120,9 @@ def test_a_server_killed_again_under_load_loses_nothing_and_doubles_nothing(
                 tell(place, f"{SWEEP}-{number}", range(begin, begin + points))
 
         threads = [threading.Thread(target=load, args=(number,)) for number in range(loaded)]
-        with OutboxThread(place.writer(), every_secs=0.05, max_backoff_secs=0.5) as background:
+        with OutboxThread(
+            place.writer(), first_after_secs=0.0, every_secs=0.05, max_backoff_secs=0.5
+        ) as background:
             for thread in threads:
                 thread.start()
             for step in (10, 20):
@@ -132,9 +134,11 @@ def test_a_server_killed_again_under_load_loses_nothing_and_doubles_nothing(
             for thread in threads:
                 thread.join()
             worker.report(40, end=TrialState.COMPLETED)
+            for number in range(loaded):
+                store.end_trial(f"{SWEEP}-{number}", TrialState.CANCELLED)
             picture = tmp_path / "report.png"
             picture.write_text("picture")
-            store.end_sweep(SWEEP, SweepState.COMPLETED, [str(picture)])
+            assert store.end_sweep(SWEEP, SweepState.COMPLETED, [str(picture)])
         assert (background.remaining, background.last_error) == (0, None)
         held = content(mlflow_client(place.home))
     assert set(held) == {SWEEP, *(f"{SWEEP}-{number}" for number in range(loaded + 1))}

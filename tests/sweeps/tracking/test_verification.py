@@ -65,7 +65,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
         honest_report(Worker(store, 2), 20)
         honest_report(Worker(store, 2, start=10), 20)  # taken again with other noise, and paid
         store.end_sweep(SWEEP, SweepState.PAUSED)
-        store.take_over(SWEEP, "host:1")
+        store.reopen(SWEEP)
         place.writer().deliver()
     return folder
 
@@ -126,7 +126,7 @@ def test_a_sweep_is_verified_at_any_moment_of_its_life(tmp_path: Path, empty_mlf
         agrees()
         assert all(one.admitted for one in store.readmit({f"{SWEEP}-0": 60, f"{SWEEP}-1": None}))
         agrees()
-        store.take_over(SWEEP, "host:1")
+        store.reopen(SWEEP)
         honest_report(Worker(store, 0, start=10), 60, TrialState.COMPLETED)
         Worker(store, 1).charge(7)
         store.end_trial(f"{SWEEP}-1", TrialState.FAILED, "a bug")
