@@ -23,6 +23,7 @@ from cluster.errors import ClusterError
 from cluster.session import NAMESPACE
 
 _ANSWER_SECS = 60.0
+_LOOK_AGAIN_SECS = 0.2
 
 _T = TypeVar("_T")
 
@@ -66,20 +67,7 @@ def keep(name: str, work: Callable[[], None], *, rest_secs: float = 0.0) -> None
         ClusterError: If Ray is not connected, or the actor cannot be started.
     """
     _check_connected(name)
-    keeper = (
-        cast(Any, _Keeper)
-        .options(
-            name=name,
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=2,
-            num_cpus=0,
-            scheduling_strategy=_beside_us(),
-        )
-        .remote(name, pickle.dumps(work), rest_secs)
-    )
+    keeper = _start(name, pickle.dumps(work), rest_secs)
     try:
         ray.get(keeper.pid.remote(), timeout=_ANSWER_SECS)
     except GetTimeoutError as error:
@@ -125,6 +113,30 @@ def process_of(name: str) -> int:
     return int(ray.get(keeper.pid.remote()))
 
 
+def _start(name: str, work: bytes, rest_secs: float) -> Any:
+    deadline = time.monotonic() + _ANSWER_SECS
+    while True:
+        try:
+            return (
+                cast(Any, _Keeper)
+                .options(
+                    name=name,
+                    namespace=NAMESPACE,
+                    lifetime="detached",
+                    get_if_exists=True,
+                    max_restarts=-1,
+                    max_concurrency=2,
+                    num_cpus=0,
+                    scheduling_strategy=_beside_us(),
+                )
+                .remote(name, work, rest_secs)
+            )
+        except AssertionError as error:  # one of this name is ending: see `_find`
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{name}: does not end") from error
+            time.sleep(_LOOK_AGAIN_SECS)
+
+
 def _check_connected(what: str) -> None:
     if not ray.is_initialized():
         raise ClusterError(f"{what}: Ray is not connected; see `cluster.connect`")
@@ -139,4 +151,6 @@ def _find(name: str) -> Any:
     try:
         return ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:  # Ray's way to say that there is none
+        return None
+    except AssertionError:  # what it needs for a stand-in is gone, and the actor in this moment
         return None

@@ -118,6 +118,7 @@ def test_a_worker_asks_again(monkeypatch):
         begin=lambda trial_id, worker: Attempt("token", trial_id, 1),
         assignment=lambda trial_id: SimpleNamespace(config=config),
         fail=lambda attempt, reason: reasons.append(reason),
+        forget_old_checkpoints=lambda attempt: [],
     )
     store: Any = SimpleNamespace(attempts=attempts)
     with TrialRun(store, Home.from_environment(), "trial") as run:
