@@ -263,9 +263,7 @@ class Store:
             StoreError: If there is no such sweep, or it does not run.
         """
         with writing(self._engine) as connection:
-            row = _sweep_row(connection, sweep_id)
-            if row.state != SweepState.RUNNING:
-                raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
+            _check_runs(connection, sweep_id)
             _set_sweep(connection, sweep_id, driver=driver)
             ours = sa.select(trials.c.trial_id).where(trials.c.sweep_id == sweep_id)
             connection.execute(
@@ -291,9 +289,7 @@ class Store:
             StoreError: If there is no such sweep, or it does not run.
         """
         with writing(self._engine) as connection:
-            row = _sweep_row(connection, sweep_id)
-            if row.state != SweepState.RUNNING:
-                raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
+            _check_runs(connection, sweep_id)
             _set_sweep(connection, sweep_id, wish=wish)
 
     def cancel_sweep(self, sweep_id: str) -> None:
@@ -433,6 +429,12 @@ def _sweep_row(connection: sa.Connection, sweep_id: str) -> sa.Row[Any]:
     if row is None:
         raise StoreError(f"sweep {sweep_id!r}: not in the ledger; see `dp-sweeps list`")
     return row
+
+
+def _check_runs(connection: sa.Connection, sweep_id: str) -> None:
+    row = _sweep_row(connection, sweep_id)
+    if row.state != SweepState.RUNNING:
+        raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
 
 
 def _set_sweep(connection: sa.Connection, sweep_id: str, **values: Any) -> None:

@@ -3,8 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -12,6 +10,8 @@ import pytest
 
 from cluster import ClusterError, call_there, connect, keep
 from cluster.kept import end, is_kept, process_of
+from tests.sweeps.whole_cluster import cluster
+from tests.sweeps.whole_sweep import wait_for
 
 pytestmark = [
     pytest.mark.ray,
@@ -19,38 +19,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-DEADLINE_SECS = 120
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-print("address", cluster.address, flush=True)
-sys.stdin.readline()
-cluster.shutdown()
-"""
-
 
 @pytest.fixture(scope="module")
 def address():
-    with subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as cluster:
-        assert cluster.stdout is not None
-        yield next(line for line in cluster.stdout if line.startswith("address")).split()[1]
-        cluster.communicate("\n", timeout=DEADLINE_SECS)
+    with cluster(1) as (_, found):
+        yield found
 
 
 def connected(address):
     # What is kept is looked up in this file where it runs.
     return connect(address, env_vars={"PYTHONPATH": os.getcwd()})
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE_SECS
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def begin_and_wait(folder):
