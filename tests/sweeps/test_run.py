@@ -25,6 +25,7 @@ from tests.sweeps.whole_sweep import (
     branch_rows,
     charges,
     command,
+    freeze,
     rows_of,
     running,
     store_of,
@@ -312,6 +313,22 @@ def wait_for_more(store, before=None):
     return wait_for(found)
 
 
+def interrupted_twice(process, store, number):
+    """Interrupts a command twice before any worker could pause; gives what it said."""
+    sweep_id = store.sweeps()[0].sweep_id
+    workers = {worker_of(store, row.trial_id) for row in rows_of(store)}
+    freeze(store, workers)  # or they would pause before it is asked again
+    try:
+        process.send_signal(number)
+        wait_for(lambda: store.wish(sweep_id) is Wish.PAUSE)
+        process.send_signal(number)
+        return process.communicate(timeout=DEADLINE_SECS)[1]
+    finally:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
 def test_a_sweep_outlives_its_workers_and_its_drivers_interrupts(tmp_path):
     with running(tmp_path, ENDLESS) as process:
         store, home = store_of_when_there(tmp_path)
@@ -336,18 +353,7 @@ def test_a_sweep_outlives_its_workers_and_its_drivers_interrupts(tmp_path):
 
     with running(tmp_path, None) as process:
         wait_for_more(store, paused)
-        workers = {worker_of(store, trial_id) for trial_id in paused}
-        for worker in workers:
-            os.kill(worker, signal.SIGSTOP)  # or they would pause before it is asked again
-        try:
-            process.send_signal(signal.SIGTERM)
-            wait_for(lambda: store.wish(sweep_id) is Wish.PAUSE)
-            process.send_signal(signal.SIGTERM)
-            _, err = process.communicate(timeout=DEADLINE_SECS)
-        finally:
-            for worker in workers:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(worker, signal.SIGKILL)
+        err = interrupted_twice(process, store, signal.SIGTERM)
     # The second: all is left where it is.
     assert process.returncode == 130, err
     assert f"interrupted; `dp-sweeps resume {sweep_id}` goes on" in err
@@ -509,18 +515,7 @@ def test_what_runs_on_a_cluster_is_interrupted_from_anywhere(tmp_path):
 
         with running(tmp_path, None, *where) as process:
             wait_for_more(store, paused)
-            workers = {worker_of(store, trial_id) for trial_id in paused}
-            for worker in workers:
-                os.kill(worker, signal.SIGSTOP)  # or they would pause before it is asked again
-            try:
-                process.send_signal(signal.SIGINT)
-                wait_for(lambda: store.wish(sweep_id) is Wish.PAUSE)
-                process.send_signal(signal.SIGINT)
-                _, err = process.communicate(timeout=DEADLINE_SECS)
-            finally:
-                for worker in workers:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(worker, signal.SIGKILL)
+            err = interrupted_twice(process, store, signal.SIGINT)
         assert process.returncode == 130, err
         assert f"interrupted; `dp-sweeps resume {sweep_id}` goes on" in err
         assert {row.state for row in rows_of(store)} == {"RUNNING"}

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -104,3 +105,25 @@ def worker_of(store, trial_id):
 def charges(store):
     """What every trial has been charged."""
     return {row.trial_id: row.charged_iterations for row in rows_of(store)}
+
+
+def freeze(store, processes):
+    """Stops processes, in a moment when none of them is writing to the database (SQLite)."""
+
+    def stopped():
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        for process in processes:  # it takes a moment
+            wait_for(lambda stat=Path(f"/proc/{process}/stat"): ") T " in stat.read_text())
+        try:
+            # Whoever is stopped within a write keeps the lock of the file for ever.
+            with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            for process in processes:
+                os.kill(process, signal.SIGCONT)
+            return False
+        return True
+
+    database = store.ledger.engine.url.database
+    wait_for(stopped)
