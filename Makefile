@@ -20,7 +20,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations=15
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -rs --durations=15
 
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

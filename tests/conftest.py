@@ -1,11 +1,13 @@
 """What every test gets: no test sees the person's own state, and chance repeats."""
 
+import multiprocessing
 import os
 import random
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +16,11 @@ import sqlalchemy as sa
 
 # Before anything imports JAX: tests run on the CPU, whatever the machine has.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Most of what the trainer's tests take is LLVM at work on programs that run for a moment. What JAX
+# and XLA make of a program stays the same; whole sweeps and long trials run as users run them.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+)
 
 # The same examples on every run, and no deadline: machines differ in speed.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -36,6 +43,14 @@ def _own_home(tmp_path_factory, monkeypatch):
         # Set first, so that it is gone afterwards even if the test set it: MLflow does.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def as_users_run_it(monkeypatch):
+    """Calls a function in a fresh process with XLA's own flags, and gives what it gives."""
+    monkeypatch.delenv("XLA_FLAGS")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        yield lambda function, *arguments: processes.submit(function, *arguments).result()
 
 
 @pytest.fixture(scope="session")

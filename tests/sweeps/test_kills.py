@@ -30,6 +30,7 @@ from tests.sweeps.whole_sweep import (
     attempts_at,
     branch_rows,
     charges,
+    environment_of_users,
     rows_of,
     wait_for,
     worker_of,
@@ -84,7 +85,7 @@ class Place:
     def command(self, *arguments):
         done = subprocess.run(
             [str(BINARY), *arguments],
-            env={**os.environ, **self.environment},
+            env={**environment_of_users(), **self.environment},
             capture_output=True,
             text=True,
             timeout=DEADLINE_SECS,

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import cast
 
-from tests.sweeps.whole_sweep import DEADLINE_SECS
+from tests.sweeps.whole_sweep import DEADLINE_SECS, environment_of_users
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def _process(*arguments, **environment):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
+        env={**environment_of_users(), **environment},
     )
 
 

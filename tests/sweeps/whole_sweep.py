@@ -20,6 +20,12 @@ DEADLINE_SECS = 240
 BINARY = Path(sys.executable).with_name("dp-sweeps")
 
 
+def environment_of_users():
+    """The environment without what the tests tell JAX."""
+    testing = {"JAX_PLATFORMS", "XLA_FLAGS"}
+    return {name: value for name, value in os.environ.items() if name not in testing}
+
+
 def command(folder, spec, *more, **environment):
     """The command line and environment of ``dp-sweeps run`` on a spec in a folder.
 
@@ -31,9 +37,8 @@ def command(folder, spec, *more, **environment):
         path.write_text(yaml.safe_dump(spec))
         arguments = ["run", str(path)]
     home = folder / "home"
-    clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS",)}
     return [str(BINARY), *arguments, "--json", *more], {
-        **clean,
+        **environment_of_users(),
         "DP_SWEEPS_HOME": str(home),
         **environment,
     }

@@ -1,7 +1,6 @@
 """``dp-sweeps fork``: what it says, how it ends, and one that is trained on a real Ray."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from sweeps.home import Home
 from sweeps.worker import TrialRun
 from tests.sweeps.cli.test_documents import documented, keys_of
 from tests.sweeps.fork_parents import OPEN, SPEC, paid_for, pretend, row_of, submitted
+from tests.sweeps.whole_sweep import environment_of_users
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_SECS = 240
@@ -110,10 +110,9 @@ def test_a_pruned_trial_is_forked_with_another_learning_rate(home):
     assert driver.drive(sweep_id, store, place) == SweepState.COMPLETED  # with nothing to run
     before = dict(row_of(store, parent)._mapping), paid_for(store, parent)
     command = "from sweeps.cli import main; main()"
-    clean = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     ran = subprocess.run(
         [sys.executable, "-c", command, "fork", parent, "--set", "learning_rate=0.25", "--json"],
-        env={**clean, "DP_SWEEPS_HOME": str(home), "PYTHONPATH": str(ROOT)},
+        env={**environment_of_users(), "DP_SWEEPS_HOME": str(home), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECS,
