@@ -27,7 +27,8 @@ from sweeps.database.states import TrialState
 from sweeps.database.store import Store, open_store
 from sweeps.home import Home
 from sweeps.search import asha
-from sweeps.spec.sweep_spec import AsyncHyperBandSpec, SweepSpec
+from sweeps.spec.scheduler_spec import AsyncHyperBandSpec
+from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.worker import TrialRun
 from trainer.reporting import releasable
 

@@ -13,7 +13,8 @@ from pydantic_core import ErrorDetails
 from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import AllowedDomains
 from sweeps.spec.refusals import Allowed, refusals_in
-from sweeps.spec.sweep_spec import SCHEDULERS, SweepSpec
+from sweeps.spec.scheduler_spec import SCHEDULERS
+from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import YamlDocument, load_yaml, parse_yaml, suggestion
 from trainer.yaml_text import KeyPath, quotes_hint, show
 

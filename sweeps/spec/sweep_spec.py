@@ -20,9 +20,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, cast, get_args
 
-from pydantic import BaseModel, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from accounting import PrivacyUnit
 from sweeps.spec.augmentation_spec import AugmentationSpec
@@ -45,7 +45,9 @@ from sweeps.spec.domains import (
 from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
-from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, YesOrNo
+from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, FifoSpec, SchedulerSpec
+from sweeps.spec.search_spec import MAX_TRIALS, SearchSpec
+from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
 from trainer.config import (
     DATASET_NAME_PATTERN,
@@ -59,9 +61,6 @@ from trainer.config import (
     contradictions,
     is_user_model,
 )
-
-MAX_TRIALS = 100_000
-MAX_SEED = 2**31 - 1
 
 _NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f]+$"
 
@@ -101,7 +100,6 @@ _Split = Annotated[
     Field(max_length=256, pattern=SPLIT_PATTERN),
     Allowed("a TFDS split such as train, train[:80%] or train[1000:]+validation"),
 ]
-_Seed = Annotated[int, Field(ge=0, le=MAX_SEED), Allowed(f"a whole number from 0 to {MAX_SEED}")]
 
 
 # --- The sections --------------------------------------------------------------------------
@@ -251,45 +249,6 @@ class SearchSpace(Section):
             yield name, cast("Domain", getattr(self, name))
 
 
-class SearchSpec(Section):
-    """How many trials are drawn from the search space."""
-
-    num_samples: Annotated[
-        int, Field(ge=1, le=MAX_TRIALS), Allowed(f"a whole number from 1 to {MAX_TRIALS}")
-    ] = Field(
-        default=1,
-        description="How often the grid is run; random domains are drawn anew each time.",
-    )
-    seed: _Seed = Field(default=0, description="Seed of the random domains. It is public.")
-
-
-class FifoSpec(Section):
-    """Every trial runs to its end."""
-
-    name: Annotated[Literal["fifo"], Allowed("fifo")] = Field(description="The scheduler.")
-
-
-class AsyncHyperBandSpec(Section):
-    """Asynchronous successive halving: trials that lag behind are pruned."""
-
-    name: Annotated[Literal["async_hyperband"], Allowed("async_hyperband")] = Field(
-        description="The scheduler."
-    )
-    grace_period: PositiveWhole = Field(
-        description="Steps before a trial may be pruned; from report_every_steps to below the "
-        "most iterations."
-    )
-    reduction_factor: Annotated[int, Field(ge=2, le=MAX_WHOLE), Allowed("a whole number >= 2")] = (
-        Field(default=4, description="One trial in so many goes on from each rung.")
-    )
-
-
-SCHEDULERS: dict[str, type[BaseModel]] = {
-    "async_hyperband": AsyncHyperBandSpec,
-    "fifo": FifoSpec,
-}
-
-
 class ResourcesSpec(Section):
     """What trials take from the cluster."""
 
@@ -323,15 +282,13 @@ class SweepSpec(Section):
     augmentation: AugmentationSpec = AugmentationSpec()
     averaging: AveragingSpec = AveragingSpec()
     search: SearchSpec = SearchSpec()
-    scheduler: Annotated[
-        AsyncHyperBandSpec | FifoSpec,
-        Field(discriminator="name"),
-        Allowed("{name: fifo} or {name: async_hyperband, grace_period: ...}"),
-    ] = Field(default=FifoSpec(name="fifo"), description="Whether and when trials are pruned.")
+    scheduler: SchedulerSpec = Field(
+        default=FifoSpec(name="fifo"), description="Whether and when trials are pruned."
+    )
     report_every_steps: PositiveWhole = Field(
         default=25, description="Steps between two reports; at most the fewest iterations."
     )
-    seed: _Seed = Field(
+    seed: Seed = Field(
         default=0, description="Seed of the model's initialisation; never of noise or sampling."
     )
     resources: ResourcesSpec = ResourcesSpec()

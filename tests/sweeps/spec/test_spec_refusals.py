@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from sweeps.errors import SpecError
 from sweeps.spec.reading import load_spec, parse_spec
-from sweeps.spec.sweep_spec import MAX_TRIALS, SweepSpec
+from sweeps.spec.search_spec import MAX_TRIALS
+from sweeps.spec.sweep_spec import SweepSpec
 from tests.sweeps.spec.spec_text import GOOD, GOOD_DATA, good, refusal
 
 NUMBER_DOMAINS = "grid_search, choice, uniform, loguniform, quniform, randint, lograndint"

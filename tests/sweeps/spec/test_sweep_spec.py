@@ -11,7 +11,8 @@ import pytest
 from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import Domain
 from sweeps.spec.reading import load_spec, parse_spec, validate_spec
-from sweeps.spec.sweep_spec import AsyncHyperBandSpec, FifoSpec, json_schema
+from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, FifoSpec
+from sweeps.spec.sweep_spec import json_schema
 from sweeps.spec.yaml_source import parse_yaml
 from tests.sweeps.spec.spec_text import DIGITS, GOOD, GOOD_DATA, ROOT, good, refusal
 from trainer.config import ModelName

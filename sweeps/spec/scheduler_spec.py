@@ -1,0 +1,41 @@
+"""The scheduler section: whether and when trials are pruned. Names are Ray Tune's."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from sweeps.spec.domains import MAX_WHOLE
+from sweeps.spec.refusals import Allowed
+from sweeps.spec.section import PositiveWhole, Section
+
+
+class FifoSpec(Section):
+    """Every trial runs to its end."""
+
+    name: Annotated[Literal["fifo"], Allowed("fifo")] = Field(description="The scheduler.")
+
+
+class AsyncHyperBandSpec(Section):
+    """Asynchronous successive halving: trials that lag behind are pruned."""
+
+    name: Annotated[Literal["async_hyperband"], Allowed("async_hyperband")] = Field(
+        description="The scheduler."
+    )
+    grace_period: PositiveWhole = Field(
+        description="Steps before a trial may be pruned; from report_every_steps to below the "
+        "most iterations."
+    )
+    reduction_factor: Annotated[int, Field(ge=2, le=MAX_WHOLE), Allowed("a whole number >= 2")] = (
+        Field(default=4, description="One trial in so many goes on from each rung.")
+    )
+
+
+SchedulerSpec = Annotated[
+    AsyncHyperBandSpec | FifoSpec,
+    Field(discriminator="name"),
+    Allowed("{name: fifo} or {name: async_hyperband, grace_period: ...}"),
+]
+SCHEDULERS: dict[str, type[BaseModel]] = {
+    "async_hyperband": AsyncHyperBandSpec,
+    "fifo": FifoSpec,
+}
