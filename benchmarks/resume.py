@@ -36,7 +36,8 @@ from rich.table import Table
 from accounting import BudgetTerms
 from benchmarks.figures import Figure
 from benchmarks.resume_driver import driver_killed, long_sweep
-from sweeps.database.store import NewSweep, NewTrial, Store, open_store
+from sweeps.database.admitting import NewTrial
+from sweeps.database.store import NewSweep, Store, open_store
 from sweeps.database.tables import outbox, writing
 from sweeps.errors import TrackingError
 from sweeps.home import HOME_VARIABLE, MLFLOW_VARIABLE, Home

@@ -29,6 +29,7 @@ from sweeps.search_space import (
     trial_config,
 )
 from sweeps.spec.domains import CALIBRATED
+from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import ModelConfig, TrialConfig
 from trainer.data.dataset_location import find_or_prepare
@@ -45,6 +46,7 @@ class Proposal:
 
     Attributes:
         number: Place in the sweep, from 0.
+        setting: What was proposed.
         shown: The hyperparameters by name, as a person sees them.
         config: What would be trained; None where no noise meets the target, or there is no such
             mechanism: the count of `quantile` clipping leaves nothing for the gradients, say, or
@@ -55,6 +57,7 @@ class Proposal:
     """
 
     number: int
+    setting: Hyperparameters
     shown: dict[str, Any]
     config: TrialConfig | None
     decision: accounting.Decision
@@ -118,6 +121,13 @@ class Plan:
     def admitted(self) -> list[Proposal]:
         """The proposals that may start."""
         return [proposal for proposal in self.proposals if proposal.decision.admitted]
+
+    @property
+    def proposed_later(self) -> int:
+        """How many trials the search proposes while others run, each decided on by itself."""
+        if not isinstance(self.spec.search, OptunaSpec):
+            return 0
+        return max(self.spec.search.num_samples - len(self.admitted), 0)
 
 
 def terms_of(spec: SweepSpec) -> accounting.BudgetTerms:
@@ -271,17 +281,11 @@ def decide(
         SpecError: If a setting's batches would be larger than the data set, or than a group of it.
     """
     privacy = spec.privacy
-    # The budget decides by itself whatever has no stricter limit here, and writes it down.
-    stricter = privacy.accountant != "pld" or privacy.target_epsilon < account.terms.epsilon
     settings = candidates(spec) if privacy.policy == "private_selection" else expand(spec)
     proposals: list[Proposal] = []
-    propose = _Proposer(spec, dataset)
+    propose = Proposer(spec, dataset, account.terms)
     for number, setting in enumerate(settings):
         proposal = propose(number, setting)
-        if proposal.config is not None and (
-            proposal.decision.admitted or (privacy.policy == "per_trial" and not stricter)
-        ):
-            proposal = dataclasses.replace(proposal, asks_budget=True)
         proposals.append(proposal)
         if on_decision is not None:
             on_decision(proposal)
@@ -388,17 +392,37 @@ def _alternatives(
     return []
 
 
-class _Proposer:
-    """Turns settings into proposals, by each trial's own cost."""
+class Proposer:
+    """Turns settings into proposals, by each trial's own cost; the budget is yet to be asked.
 
-    def __init__(self, spec: SweepSpec, dataset: DatasetInfo) -> None:
+    Args:
+        spec: The specification.
+        dataset: Its data set's facts.
+        terms: Of the budget that it draws on.
+    """
+
+    def __init__(
+        self, spec: SweepSpec, dataset: DatasetInfo, terms: accounting.BudgetTerms
+    ) -> None:
         self._spec = spec
+        # The budget decides by itself whatever has no stricter limit here, and writes it down.
+        stricter = spec.privacy.accountant != "pld" or spec.privacy.target_epsilon < terms.epsilon
+        self._budget_is_limit = spec.privacy.policy == "per_trial" and not stricter
         self._privacy = spec.privacy.model_dump(mode="json")
         self._num_units = num_units(spec, dataset)
         self._limit = limit_of(self._privacy)
         self._calibrated: dict[tuple[float, int], float | accounting.AccountingError] = {}
 
     def __call__(self, number: int, setting: Hyperparameters) -> Proposal:
+        """What a setting costs by itself.
+
+        Args:
+            number: Its place in the sweep.
+            setting: The setting.
+
+        Raises:
+            SpecError: Its batches would be larger than the data set, or than a group of it.
+        """
         spec, units = self._spec, self._num_units
         # Refuses a batch larger than the data, whatever the noise is.
         prob = sampling_prob(spec, setting, units)
@@ -421,13 +445,23 @@ class _Proposer:
         else:
             decision = check_limit(self._privacy, mechanism)
             return Proposal(
-                number=number, shown=shown, config=config, decision=decision, asks_budget=False
+                number=number,
+                setting=setting,
+                shown=shown,
+                config=config,
+                decision=decision,
+                asks_budget=decision.admitted or self._budget_is_limit,
             )
         decision = accounting.Decision(
             admitted=False, epsilon=math.inf, delta=self._limit.delta, reason=refusal
         )
         return Proposal(
-            number=number, shown=shown, config=None, decision=decision, asks_budget=False
+            number=number,
+            setting=setting,
+            shown=shown,
+            config=None,
+            decision=decision,
+            asks_budget=False,
         )
 
     def _noise(self, setting: Hyperparameters) -> float:

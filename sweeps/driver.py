@@ -21,10 +21,13 @@ from sweeps.database.store import Store
 from sweeps.errors import DatabaseError, DrivenError, SweepError
 from sweeps.home import Home
 from sweeps.log_file import LogFile
+from sweeps.proposals import Proposals
 from sweeps.report.files import write_report
 from sweeps.report.results import read_results
 from sweeps.service import worker_resources
+from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
+from sweeps.trial_queue import TrialQueue
 
 _LOG = logging.getLogger(__name__)
 MAX_WAVE = 2000
@@ -102,7 +105,10 @@ def _drive(sweep_id: str, store: Store, home: Home) -> SweepState:
         _run_waves(spec, sweep_id, store, home)
         if store.wish(sweep_id) is Wish.INTERRUPT:
             return SweepState.RUNNING
-        if (state := _end(sweep_id, store, home)) is not None:
+        reason = ""
+        if proposals := proposals_of(spec, sweep_id, store, home):
+            reason = proposals.end() or ""
+        if (state := _end(sweep_id, store, home, reason)) is not None:
             return state
 
 
@@ -134,7 +140,7 @@ def cancel(sweep_id: str, store: Store, home: Home) -> None:
             _end(sweep_id, store, home)
 
 
-def _end(sweep_id: str, store: Store, home: Home) -> SweepState | None:
+def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepState | None:
     """Writes down what became of a sweep, for people and for MLflow.
 
     None if it goes on after all, for somebody let a trial go on.
@@ -142,7 +148,6 @@ def _end(sweep_id: str, store: Store, home: Home) -> SweepState | None:
     state = _settle(sweep_id, store)
     results = dataclasses.replace(read_results(store, sweep_id), state=state)
     report: Mapping[str, str] = {}
-    reason = ""
     try:
         report = write_report(results, home)
     except OSError as error:  # a disk that is full, most likely: the rows are what counts
@@ -155,19 +160,30 @@ def _end(sweep_id: str, store: Store, home: Home) -> SweepState | None:
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> None:
     folder = home.sweep_dir(sweep_id) / "tune"
     before: list[Any] | None = None
-    while not _told_to_end(store, sweep_id) and (wave := store.runnable(sweep_id)[:MAX_WAVE]):
-        from sweeps.tune import run_trials  # Ray Tune takes seconds to import
-
-        if before == (now := [_facts(row) for row in wave]):
+    while True:
+        waiting = [row.trial_id for row in store.runnable(sweep_id)]
+        queue = TrialQueue(
+            sweep_id,
+            store,
+            waiting=waiting,
+            proposals=proposals_of(spec, sweep_id, store, home),
+            limit=MAX_WAVE,
+        )
+        if queue.is_over:
+            return
+        now = [_facts(row) for row in store.trials(sweep_id)]
+        if waiting and before == now:
             raise SweepError(
-                f"sweep {sweep_id}: its workers get nowhere; `dp-sweeps logs {wave[0].trial_id}` "
+                f"sweep {sweep_id}: its workers get nowhere; `dp-sweeps logs {waiting[0]}` "
                 f"says more, and `dp-sweeps resume {sweep_id}` goes on"
             )
         before = now
+        from sweeps.tune import run_trials  # Ray Tune takes seconds to import
+
         run_trials(
             spec,
-            trial_ids=[row.trial_id for row in wave],
-            max_iterations=max(row.planned_iterations for row in store.trials(sweep_id)),
+            queue=queue,
+            max_iterations=int(spec.search_space.iterations.bounds()[1]),
             store=store,
             folder=folder,
             resources=worker_resources(spec).as_ray(),
@@ -175,13 +191,15 @@ def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> None
         )
 
 
+def proposals_of(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> Proposals | None:
+    """What a sweep's search proposes while trials run, if it is one that does."""
+    if isinstance(spec.search, OptunaSpec):
+        return Proposals(spec, sweep_id, store, home)
+    return None
+
+
 def _facts(row: sa.Row[Any]) -> tuple[str, str, int]:
     return row.trial_id, row.state, row.charged_iterations
-
-
-def _told_to_end(store: Store, sweep_id: str) -> bool:
-    row = store.sweep(sweep_id)
-    return bool(row.wish) or row.state == SweepState.CANCELLED
 
 
 def _is_over(store: Store, sweep_id: str) -> bool:

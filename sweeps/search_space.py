@@ -1,18 +1,21 @@
 """From a specification to the trials it proposes; Ray Tune's semantics without Ray.
 
-`expand` lists every hyperparameter setting up front, so that all of them can be put before the
-accountant before any of them runs.
+`expand` lists every hyperparameter setting that is known up front, so that all of them can be put
+before the accountant before any of them runs.
 """
 
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import CALIBRATED, FULL, Domain, Value, step_indices
+from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import (
     ClippingConfig,
@@ -60,6 +63,9 @@ _STREAMS = {
 }
 
 
+_NO_POINTS: Iterable[Mapping[str, Value]] = itertools.repeat({})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Hyperparameters:
     """One point of a search space.
@@ -90,38 +96,64 @@ class Hyperparameters:
 
 
 def expand(spec: SweepSpec) -> list[Hyperparameters]:
-    """Lists the settings that a sweep proposes.
+    """Lists the settings that a sweep knows before anything runs.
 
     As in Ray Tune, the product of all ``grid_search`` fields is run ``search.num_samples`` times,
     and every other domain is drawn anew for each setting. The order is stable: one sample after
     the other; within a sample the grid in `GRID_ORDER`, learning rate fastest, each field's
     values as they are listed. Equal settings are kept: they are repeats with other noise.
 
+    The first samples take what ``search.points_to_evaluate`` says. Of a search that learns, these
+    are the settings that it begins with.
+
     Random domains depend on ``search.seed`` and on the setting's position alone, and each field
     draws from a stream of its own, so a change to one field leaves the draws of others as they
-    were.
+    were. That holds for ``quasi_random``, too: each field has a dimension of its own of the
+    Sobol' sequence, shifted by a random number of its own (Cranley and Patterson 1976).
 
     Args:
         spec: The specification, whose number of trials was bounded when it was read.
 
     Returns:
-        ``spec.num_trials`` settings.
+        ``spec.num_listed`` settings.
     """
-    domains = dict(spec.search_space.domains())
-    streams = {
-        name: np.random.default_rng([spec.search.seed, _STREAMS[name]]) for name in GRID_ORDER
-    }
-    # A random domain takes one place in the grid, which its draw then fills.
-    axes = [(None,) if domains[name].is_random else domains[name].values for name in GRID_ORDER]
+    search, domains = spec.search, dict(spec.search_space.domains())
+    chance = _chance(spec)
+    samples = spec.num_listed if isinstance(search, OptunaSpec) else search.num_samples
     settings: list[Hyperparameters] = []
-    for _ in range(spec.search.num_samples):
-        for point in itertools.product(*axes):
+    for point in itertools.islice(itertools.chain(search.points_to_evaluate, _NO_POINTS), samples):
+        # A random domain takes one place in the grid, which its draw then fills.
+        axes = [
+            (point.get(name),)
+            if name in point or domains[name].is_random
+            else domains[name].values
+            for name in GRID_ORDER
+        ]
+        for place in itertools.product(*axes):
             values = {
-                name: draw(domains[name], streams[name]) if value is None else value
-                for name, value in zip(GRID_ORDER, point, strict=True)
+                name: value_at(domains[name], chance[name][len(settings)])
+                if value is None
+                else value
+                for name, value in zip(GRID_ORDER, place, strict=True)
             }
-            settings.append(_hyperparameters(values))
+            settings.append(hyperparameters(values))
     return settings
+
+
+def _chance(spec: SweepSpec) -> Mapping[str, NDArray[np.float64]]:
+    """For each field a number in [0, 1) for each setting."""
+    count, seed = spec.num_listed, spec.search.seed
+    streams = {name: np.random.default_rng([seed, _STREAMS[name]]) for name in GRID_ORDER}
+    if spec.search.name != "quasi_random":
+        return {name: stream.random(count) for name, stream in streams.items()}
+    # SciPy has no stubs, and this part of it takes nearly a second.
+    from scipy.stats import qmc  # pyright: ignore[reportMissingTypeStubs]
+
+    power = max(count - 1, 0).bit_length()
+    even = qmc.Sobol(len(_STREAMS), scramble=False).random_base2(power)[:count]
+    return {
+        name: (even[:, _STREAMS[name]] + stream.random()) % 1.0 for name, stream in streams.items()
+    }
 
 
 def candidates(spec: SweepSpec) -> list[Hyperparameters]:
@@ -147,48 +179,53 @@ def candidates(spec: SweepSpec) -> list[Hyperparameters]:
     domains = dict(spec.search_space.domains())
     axes = [values(name, domains[name]) for name in GRID_ORDER]
     return [
-        _hyperparameters(dict(zip(GRID_ORDER, point, strict=True)))
+        hyperparameters(dict(zip(GRID_ORDER, point, strict=True)))
         for point in itertools.product(*axes)
     ]
 
 
-def draw(domain: Domain, rng: np.random.Generator) -> Value:
-    """One value of a random domain.
+def value_at(domain: Domain, chance: float) -> Value:
+    """The value of a random domain below which a part ``chance`` of what it gives lies.
 
     ``quniform`` gives every multiple of its step the same probability, both ends included; Ray
     Tune's gives the two ends half of it.
+
+    Args:
+        domain: A random domain.
+        chance: In [0, 1).
 
     Raises:
         ValueError: The domain is a constant or a grid.
     """
     if domain.kind == "choice":
-        return domain.values[int(rng.integers(len(domain.values)))]
+        return domain.values[int(chance * len(domain.values))]
     if not domain.is_random:
         raise ValueError(f"domain.kind={domain.kind!r}: allowed is a random domain")
     low, high = (float(value) for value in domain.values[:2])
     match domain.kind:
         case "randint":
-            return int(rng.integers(int(low), int(high)))
+            return int(low) + int(chance * (int(high) - int(low)))
         case "lograndint":
-            value = math.floor(_log_uniform(low, high, rng))
+            value = math.floor(_log_uniform(low, high, chance))
             return min(max(value, int(low)), int(high) - 1)
         case "quniform":
             step = float(domain.values[2])
             first, last = step_indices(low, high, step)
             # Twelve digits, so that 3 * 0.1 is shown as 0.3.
-            value = float(f"{int(rng.integers(first, last, endpoint=True)) * step:.12g}")
+            value = float(f"{(first + int(chance * (last - first + 1))) * step:.12g}")
         case "loguniform":
-            value = _log_uniform(low, high, rng)
+            value = _log_uniform(low, high, chance)
         case _:
-            value = float(rng.uniform(low, high))
+            value = low + chance * (high - low)
     return min(max(value, low), high)
 
 
-def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:
-    return math.exp(float(rng.uniform(math.log(low), math.log(high))))
+def _log_uniform(low: float, high: float, chance: float) -> float:
+    return math.exp(math.log(low) + chance * (math.log(high) - math.log(low)))
 
 
-def _hyperparameters(values: dict[str, Value]) -> Hyperparameters:
+def hyperparameters(values: Mapping[str, Value]) -> Hyperparameters:
+    """A setting from a value of each field of the search space."""
     noise, batch = values["noise_multiplier"], values["expected_batch_size"]
     return Hyperparameters(
         optimizer=cast("OptimizerName", values["optimizer"]),

@@ -4,6 +4,7 @@ Nothing is left behind when a specification is refused. What is printed is up to
 (`sweeps.cli`); `sweeps.driver` runs what is recorded.
 """
 
+import dataclasses
 import datetime
 import os
 import secrets
@@ -30,7 +31,8 @@ from sweeps.admission import (
     terms_of,
 )
 from sweeps.checkpoint_places import CheckpointPlaces
-from sweeps.database.store import NewSweep, NewTrial, Store
+from sweeps.database.admitting import NewTrial
+from sweeps.database.store import NewSweep, Store
 from sweeps.database.tables import existing_ledger
 from sweeps.errors import Problem, SpecError, StoreError, SweepError
 from sweeps.home import (
@@ -174,18 +176,20 @@ def record(plan: Plan, store: Store) -> str:
             budget=plan.spec.privacy.budget,
             team=plan.spec.privacy.team or "",
         ),
-        [_new_trial(sweep_id, proposal) for proposal in plan.proposals],
+        [new_trial(sweep_id, proposal) for proposal in plan.proposals],
     )
     return sweep_id
 
 
-def _new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:
+def new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:
+    """A proposal as a row of a sweep, for the budget to decide on."""
     decision = proposal.decision
     return NewTrial(
         trial_id=f"{sweep_id}-{proposal.number:04d}",
         number=proposal.number,
         mechanism=proposal.mechanism if proposal.asks_budget else None,
         reason="" if decision.admitted else decision.reason,
+        setting=dataclasses.asdict(proposal.setting),
         config=proposal.shown,
         trial_config=proposal.config,
         planned_iterations=int(proposal.shown["iterations"]),

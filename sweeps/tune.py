@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from ray.tune.search import Searcher
 
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store, open_store
+from sweeps.errors import DatabaseError, StoreError, SweepError
 from sweeps.home import Home
 from sweeps.search import asha
 from sweeps.spec.scheduler_spec import AsyncHyperBandSpec
 from sweeps.spec.sweep_spec import SweepSpec
+from sweeps.trial_queue import TrialQueue
 from sweeps.worker import TrialRun
 from trainer.reporting import releasable
 
@@ -44,7 +46,7 @@ _NOTHING_MORE = {DONE: True, _STEP: 0, _METRIC: 0.0}
 def run_trials(
     spec: SweepSpec,
     *,
-    trial_ids: Sequence[str],
+    queue: TrialQueue,
     max_iterations: int,
     store: Store,
     folder: Path,
@@ -55,23 +57,25 @@ def run_trials(
 
     Args:
         spec: The sweep.
-        trial_ids: The trials, in the order in which they start.
-        max_iterations: The most iterations that any trial of the sweep has.
+        queue: Hands out the trials.
+        max_iterations: The most iterations that any trial of the sweep may have.
         store: The driver's own.
         folder: For Tune's files; removed at the end.
         resources: Of one worker, in Ray's form.
         is_over: Asked now and then; when it says so, whatever still runs is killed.
 
     Raises:
+        SweepError: If the queue could not go on; what ran has been left to run to its end.
         KeyboardInterrupt: If the person stops the sweep; running workers end with Ray.
     """
     _quieten()
     trainable = tune.with_resources(_Worker, dict(resources))
+    given = _Given(queue)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Given(trial_ids),
-            num_samples=len(trial_ids),
+            search_alg=given,
+            num_samples=-1,  # until there is none
             metric=_METRIC,
             mode="max",
             scheduler=_scheduler(spec, max_iterations, store),
@@ -94,6 +98,8 @@ def run_trials(
         tuner.fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if given.error is not None:
+        raise given.error
 
 
 class _Worker(tune.Trainable):
@@ -127,12 +133,16 @@ class _Given(Searcher):
     """Hands out trials one by one, as there is room: Tune's own grid copies all of it for each.
 
     Args:
-        trial_ids: The trials, in the order in which they start.
+        queue: Hands out the trials.
+
+    Attributes:
+        error: What ended it before there was none left; else None.
     """
 
-    def __init__(self, trial_ids: Sequence[str]) -> None:
+    def __init__(self, queue: TrialQueue) -> None:
         super().__init__(metric=_METRIC, mode="max")
-        self._left = iter(trial_ids)
+        self._queue = queue
+        self.error: SweepError | None = None
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
@@ -140,8 +150,19 @@ class _Given(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        found = next(self._left, None)
-        return Searcher.FINISHED if found is None else {_TRIAL_ID: found}
+        try:
+            if found := self._queue.take():
+                return {_TRIAL_ID: found}
+            return Searcher.FINISHED if self._queue.is_over else None
+        except DatabaseError:  # away for a while: Tune asks again
+            _LOG.exception("no trial could be taken up")
+            return None
+        except StoreError:  # somebody ended the sweep in this moment
+            return Searcher.FINISHED
+        except Exception as error:  # Tune would end whatever runs
+            _LOG.exception("nothing more can be proposed")
+            self.error = SweepError(f"nothing more can be proposed: {error}")
+            return Searcher.FINISHED
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

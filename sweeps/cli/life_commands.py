@@ -89,6 +89,7 @@ def resume(
 
         dp-sweeps resume --trial 4 --iterations 400
     """
+    from sweeps.driver import proposals_of
     from sweeps.report.going_on import going_on_json, going_on_table
     from sweeps.spec.sweep_spec import SweepSpec
 
@@ -114,7 +115,9 @@ def resume(
         print_note(f"its driver takes it from here; `dp-sweeps watch {sweep_id}` shows it")
         return
     spec = SweepSpec.model_validate(store.sweep(sweep_id).spec)
-    where = address if store.runnable(sweep_id) else None
+    proposals = proposals_of(spec, sweep_id, store, home)
+    more = store.runnable(sweep_id) or (proposals is not None and proposals.end() is None)
+    where = address if more else None
     if where is None:
         print_note("nothing is left to run; `--pruned` goes on with trials that were pruned")
     drive_here(lambda: sweep_id, spec, store, home, where, as_json=as_json, detach=detach)

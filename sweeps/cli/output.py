@@ -62,7 +62,7 @@ def reckoning() -> Generator[Callable[["SweepSpec"], Callable[["Proposal"], None
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
 
         def on_spec(spec: "SweepSpec") -> Callable[["Proposal"], None]:
-            task = bar.add_task("", total=spec.num_trials)
+            task = bar.add_task("", total=spec.num_listed)
             return lambda _: bar.advance(task)
 
         yield on_spec

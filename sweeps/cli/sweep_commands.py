@@ -81,7 +81,7 @@ def run(
     home.create()
     prepare_dataset(plan.spec, home.data_dir)
     store = open_store(home)
-    where = address if plan.admitted else None
+    where = address if plan.admitted or plan.proposed_later else None
     drive_here(
         lambda: record(plan, store), plan.spec, store, home, where, as_json=as_json, detach=detach
     )

@@ -99,7 +99,7 @@ def fork(transaction: LedgerTransaction, new: NewFork) -> Fork:
     _check_may_begin(new, step)
     paid = find_reservation(connection, parent.trial_id)
     assert paid is not None  # it has run
-    number, trial_id = _next_name(connection, parent.sweep_id)
+    number, trial_id = rows.next_name(connection, parent.sweep_id)
     request = Request(
         request_id=trial_id,
         mechanism=mechanism_of(new.trial_config).after(new.trial_config.iterations - step),
@@ -205,17 +205,6 @@ def _check_may_begin(new: NewFork, step: int) -> None:
             f"trial {new.parent_trial_id}: --iterations {config.iterations}: allowed is more than "
             f"the {step} steps of its checkpoint, since it is the step to end at"
         )
-
-
-def _next_name(connection: sa.Connection, sweep_id: str) -> tuple[int, str]:
-    """The next number of a sweep, and its trial's id, which no refused request had before."""
-    newest = connection.scalar(
-        sa.select(sa.func.max(trials.c.number)).where(trials.c.sweep_id == sweep_id)
-    )
-    number = 0 if newest is None else newest + 1
-    while find_reservation(connection, trial_id := f"{sweep_id}-{number:04d}") is not None:
-        number += 1
-    return number, trial_id
 
 
 def _decide(

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from accounting import Mechanism, Reservation
+from accounting.ledger.lookup import find_reservation
 from accounting.ledger.transaction import LedgerTransaction
 from sweeps.database.states import AttemptEnd, TrialState
 from sweeps.database.tables import attempts, outbox, sweeps, trials
@@ -90,6 +91,17 @@ def beyond_limit(
         reservation.request.prefix,
     )
     return "" if decision.admitted else decision.reason
+
+
+def next_name(connection: sa.Connection, sweep_id: str) -> tuple[int, str]:
+    """The next number of a sweep, and its trial's id, which no refused request had before."""
+    newest = connection.scalar(
+        sa.select(sa.func.max(trials.c.number)).where(trials.c.sweep_id == sweep_id)
+    )
+    number = 0 if newest is None else newest + 1
+    while find_reservation(connection, trial_id := f"{sweep_id}-{number:04d}") is not None:
+        number += 1
+    return number, trial_id
 
 
 def set_trial(connection: sa.Connection, trial_id: str, **values: Any) -> None:

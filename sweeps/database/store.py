@@ -13,10 +13,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from accounting import BudgetTerms, Ledger, Mechanism
-from accounting.ledger.records import Request
-from accounting.ledger.transaction import LedgerTransaction
+from accounting import BudgetTerms, Ledger
 from sweeps.database import rows
+from sweeps.database.admitting import NewTrial, admit
 from sweeps.database.attempts import Attempts
 from sweeps.database.forking import Fork, NewFork, fork
 from sweeps.database.outbox_rows import OutboxRows
@@ -26,7 +25,6 @@ from sweeps.database.states import AttemptEnd, SweepState, TrialState, Wish
 from sweeps.database.tables import (
     attempts,
     budgeting,
-    finite_or_none,
     open_ledger,
     reading,
     reports,
@@ -37,34 +35,6 @@ from sweeps.database.tables import (
 )
 from sweeps.errors import StoreError
 from sweeps.home import Home
-from trainer.config import TrialConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NewTrial:
-    """A trial as admission leaves it.
-
-    Attributes:
-        trial_id: Unique.
-        number: Place in the sweep, from 0.
-        mechanism: What the budget is asked to pay for; None where the trial is rejected without
-            asking.
-        reason: Why it is rejected without asking, else empty.
-        config: The hyperparameters, to show.
-        trial_config: What the trainer gets if it is admitted; None where there is nothing that
-            could run.
-        planned_iterations: Iterations that the decision covers.
-        planned_epsilon: Epsilon of all of them; infinite where no bound is known.
-    """
-
-    trial_id: str
-    number: int
-    mechanism: Mechanism | None
-    reason: str
-    config: Mapping[str, Any]
-    trial_config: TrialConfig | None
-    planned_iterations: int
-    planned_epsilon: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,36 +103,43 @@ class Store:
         row = {name: value for name, value in vars(sweep).items() if name in columns}
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
-            admitted, reasons = _ask_budget(transaction, sweep, new_trials)
+            if sweep.budget is None:
+                transaction.create_budget(
+                    sweep.sweep_id,
+                    dataset=sweep.dataset,
+                    dataset_fingerprint=sweep.dataset_fingerprint,
+                    terms=sweep.terms,
+                    one_off=True,
+                )
             connection.execute(
                 sweeps.insert().values(**row, state=SweepState.RUNNING, created_at=time.time())
             )
-            new_rows = [
-                {
-                    "trial_id": trial.trial_id,
-                    "sweep_id": sweep.sweep_id,
-                    "number": trial.number,
-                    "state": (
-                        TrialState.ADMITTED if trial.trial_id in admitted else TrialState.REJECTED
-                    ),
-                    "reason": reasons.get(trial.trial_id, trial.reason),
-                    "config": dict(trial.config),
-                    "trial_config": (
-                        trial.trial_config.to_json()
-                        if trial.trial_config and trial.trial_id in admitted
-                        else None
-                    ),
-                    "planned_iterations": trial.planned_iterations,
-                    "planned_epsilon": finite_or_none(trial.planned_epsilon),
-                    "charged_iterations": 0,
-                }
-                for trial in new_trials
-            ]
-            connection.execute(trials.insert(), new_rows)
             rows.tell(connection, sweep.sweep_id, None, "sweep_start", {})
-            for trial in new_trials:
-                if trial.trial_id in admitted:
-                    rows.tell(connection, sweep.sweep_id, trial.trial_id, "trial_start", {})
+            admit(transaction, sweep.sweep_id, new_trials, budget=sweep.budget, team=sweep.team)
+
+    def add_trial(
+        self, sweep_id: str, new: NewTrial, *, budget: str | None, team: str
+    ) -> tuple[str, TrialState]:
+        """Has the budget decide on one more trial of a running sweep, and records the decision.
+
+        Args:
+            sweep_id: The sweep.
+            new: The trial; its id and number are chosen anew, for a fork may have taken them.
+            budget: As `NewSweep`'s.
+            team: Likewise.
+
+        Returns:
+            The trial's id, and ADMITTED or REJECTED.
+
+        Raises:
+            StoreError: If there is no such sweep, or it does not run.
+        """
+        with budgeting(self._ledger) as transaction:
+            _check_runs(transaction.connection, sweep_id)
+            number, trial_id = rows.next_name(transaction.connection, sweep_id)
+            trial = dataclasses.replace(new, number=number, trial_id=trial_id)
+            admitted = admit(transaction, sweep_id, [trial], budget=budget, team=team)
+        return trial_id, TrialState.ADMITTED if admitted else TrialState.REJECTED
 
     def end_trial(self, trial_id: str, state: TrialState, reason: str = "") -> bool:
         """Moves a trial to an ended state; False if it had ended already.
@@ -403,6 +380,23 @@ class Store:
         with reading(self._engine) as connection:
             return connection.execute(query).all()
 
+    def last_reports(self, sweep_id: str) -> Mapping[str, sa.Row[Any]]:
+        """The last report of each of a sweep's trials that has one."""
+        last = (
+            sa.select(reports.c.trial_id, sa.func.max(reports.c.step).label("step"))
+            .join(trials, trials.c.trial_id == reports.c.trial_id)
+            .where(trials.c.sweep_id == sweep_id)
+            .group_by(reports.c.trial_id)
+            .subquery()
+        )
+        query = (
+            sa.select(reports)
+            .join(last, (reports.c.trial_id == last.c.trial_id) & (reports.c.step == last.c.step))
+            .order_by(reports.c.branch)
+        )
+        with reading(self._engine) as connection:
+            return {row.trial_id: row for row in connection.execute(query)}
+
     def reports(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
         """All reports of a sweep's trials, by trial and time."""
         query = (
@@ -439,36 +433,3 @@ def _check_runs(connection: sa.Connection, sweep_id: str) -> None:
 
 def _set_sweep(connection: sa.Connection, sweep_id: str, **values: Any) -> None:
     connection.execute(sweeps.update().where(sweeps.c.sweep_id == sweep_id).values(**values))
-
-
-def _ask_budget(
-    transaction: LedgerTransaction, sweep: NewSweep, new_trials: Sequence[NewTrial]
-) -> tuple[set[str], dict[str, str]]:
-    """Has the budget decide; returns the admitted trials, and the others' reasons."""
-    budget = sweep.budget
-    if budget is None:
-        budget = sweep.sweep_id
-        transaction.create_budget(
-            budget,
-            dataset=sweep.dataset,
-            dataset_fingerprint=sweep.dataset_fingerprint,
-            terms=sweep.terms,
-            one_off=True,
-        )
-    answers = transaction.reserve(
-        budget,
-        [
-            Request(request_id=trial.trial_id, mechanism=trial.mechanism)
-            for trial in new_trials
-            if trial.mechanism is not None
-        ],
-        team=sweep.team,
-        dataset_fingerprint=sweep.dataset_fingerprint,
-    )
-    admitted = {answer.request_id for answer in answers if answer.state == "open"}
-    refused = {
-        answer.request_id: answer.verdict.reason
-        for answer in answers
-        if answer.request_id not in admitted
-    }
-    return admitted, {**dict.fromkeys(admitted, ""), **refused}

@@ -58,6 +58,8 @@ trials = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("config", sa.JSON, nullable=False),
+    # The fields of the search space as they were proposed; NULL of a fork.
+    sa.Column("setting", sa.JSON(none_as_null=True)),
     sa.Column("trial_config", sa.JSON(none_as_null=True)),
     # What is reserved in the ledger; NULL epsilon: no finite bound is known. A step that is taken
     # again by another branch counts again, so this may exceed the step at which the trial ends.

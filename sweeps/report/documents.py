@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.admission import Plan
-from sweeps.database.store import finite_or_none
+from sweeps.database.tables import finite_or_none
 from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.json_numbers import legal_json
 from sweeps.report.results import SweepResults
@@ -42,6 +42,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         ],
         "admitted": len(plan.admitted),
         "rejected": len(plan.proposals) - len(plan.admitted),
+        "proposed_later": plan.proposed_later,
         "trials": [
             {
                 "config": proposal.shown,

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from sweeps.admission import Plan
-from sweeps.database.store import finite_or_none
+from sweeps.database.tables import finite_or_none
 from sweeps.report.table import CheckRow, check_table, show_epsilon, show_value
 
 
@@ -44,6 +44,13 @@ def totals(plan: Plan) -> list[Text]:
             before = show_epsilon(plan.epsilon_before)
             words += f" (budget {privacy.budget}{team}: {before} taken before)"
         lines.append(Text(words, style="bold" if within else "red"))
+    if plan.proposed_later:
+        count = plan.proposed_later
+        words = (
+            f"The search begins with these, and proposes {count} more trial{'s' * (count > 1)} in "
+            "the light of what has run; each is admitted or refused before it starts."
+        )
+        lines.append(Text(words))
     lines += [
         Text(
             f"As {other.policy} this would cost epsilon {show_epsilon(other.epsilon)} "

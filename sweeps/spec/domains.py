@@ -68,6 +68,18 @@ class Domain:
             return self.values[0]
         return {self.kind: list(self.values)}
 
+    def contains(self, value: Value) -> bool:
+        """Whether it can give a value, of a quniform but for rounding."""
+        if not self.is_range:
+            return value in self.values
+        low, high = self.bounds()
+        if isinstance(value, str) or not low <= value <= high:
+            return False
+        if self.kind in ("randint", "lograndint"):
+            return float(value).is_integer()
+        steps = value / float(self.values[2]) if self.kind == "quniform" else 0.0
+        return math.isclose(steps, round(steps))
+
     def bounds(self) -> tuple[float, float]:
         """Smallest and largest number it can give; words such as `CALIBRATED` do not count.
 

@@ -14,6 +14,7 @@ from sweeps.errors import Problem, SpecError
 from sweeps.spec.domains import AllowedDomains
 from sweeps.spec.refusals import Allowed, refusals_in
 from sweeps.spec.scheduler_spec import SCHEDULERS
+from sweeps.spec.search_spec import SEARCHES
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import YamlDocument, load_yaml, parse_yaml, suggestion
 from trainer.yaml_text import KeyPath, quotes_hint, show
@@ -26,6 +27,13 @@ def load_spec(path: str | os.PathLike[str]) -> SweepSpec:
         SpecError: The file cannot be read or is not allowed; every problem is listed.
     """
     return validate_spec(load_yaml(path))
+
+
+# The sections that come in several forms, told apart by their names.
+_VARIANTS: dict[str | int, dict[str, type[BaseModel]]] = {
+    "scheduler": SCHEDULERS,
+    "search": SEARCHES,
+}
 
 
 def parse_spec(text: str | bytes, *, source: str = "<spec>") -> SweepSpec:
@@ -69,16 +77,15 @@ def _problems(document: YamlDocument, detail: ErrorDetails) -> list[Problem]:
         case "extra_forbidden":
             names = tuple(section.model_fields) if section else ()
             key = str(path[-1])
-            hint = suggestion(key, names) or _elsewhere(key)
+            hint = suggestion(key, names) or _elsewhere(key, path[0])
             message, at_key = f"unknown key{hint}; allowed: {', '.join(names)}", True
         case "union_tag_not_found" if isinstance(value, dict):
+            message, at_key = f"is missing; allowed: one of {_names(path)}", True
             path = (*path, "name")
-            message, at_key = f"is missing; allowed: one of {', '.join(SCHEDULERS)}", True
         case "union_tag_invalid":
-            path = (*path, "name")
             name = cast("dict[str, object]", value).get("name")
-            message = f"{show(name)} is not allowed; allowed: one of {', '.join(SCHEDULERS)}"
-            at_key = False
+            message = f"{show(name)} is not allowed; allowed: one of {_names(path)}"
+            path, at_key = (*path, "name"), False
         case kind:
             hint = quotes_hint(value) if kind in ("float_type", "int_type") else ""
             message, at_key = f"{show(value)} is not allowed{hint}; allowed: {allowed}", False
@@ -96,8 +103,8 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, type[BaseModel] | None
     model: type[BaseModel] | None = SweepSpec
     allowed = "a mapping of keys to values"
     for part in loc:
-        if path == ("scheduler",) and model is None and part in SCHEDULERS:
-            model = SCHEDULERS[part]  # pydantic names the variant; the text does not
+        if len(path) == 1 and model is None and part in (kinds := _VARIANTS.get(path[0], {})):
+            model = kinds[part]  # pydantic names the variant; the text does not
             continue
         path, section = (*path, part), model
         field = model.model_fields.get(part) if model and isinstance(part, str) else None
@@ -115,11 +122,17 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[KeyPath, type[BaseModel] | None
     return path, section, allowed
 
 
-def _elsewhere(key: str) -> str:
+def _names(path: KeyPath) -> str:
+    """The names that a section with variants goes by."""
+    return ", ".join(_VARIANTS[path[0]])
+
+
+def _elsewhere(key: str, here: int | str) -> str:
     """Points to the section in which a misplaced key belongs."""
     for name, field in SweepSpec.model_fields.items():
-        section = field.annotation
-        keys = getattr(section, "model_fields", {}) if isinstance(section, type) else {}
-        if key in keys:
-            return f" (did you mean {name}.{key}?)"
+        if name == here:
+            continue
+        for section in (field.annotation, *get_args(field.annotation)):
+            if key in getattr(section, "model_fields", {}):
+                return f" (did you mean {name}.{key}?)"
     return f" (did you mean the top-level {key}?)" if key in SweepSpec.model_fields else ""

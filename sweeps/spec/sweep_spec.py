@@ -13,6 +13,8 @@ What the fields must satisfy together:
 - The mechanism is one that the rest can be combined with (`sweeps.spec.mechanism_spec`).
 - Nothing voids the policy of the privacy section (`_policy_refusals`).
 - The two splits share no example: metrics of the evaluation split are shown as they are.
+- What comes first (``search.points_to_evaluate``) lies in the search space, and a search that
+  learns goes with the policy.
 - The sweep has at most `MAX_TRIALS` trials.
 """
 
@@ -46,9 +48,10 @@ from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
 from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, FifoSpec, SchedulerSpec
-from sweeps.spec.search_spec import MAX_TRIALS, SearchSpec
+from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
+from sweeps.spec.yaml_source import suggestion
 from trainer.config import (
     DATASET_NAME_PATTERN,
     MAX_USER_MODEL_CHARS,
@@ -281,7 +284,9 @@ class SweepSpec(Section):
     mechanism: MechanismSpec = MechanismSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     averaging: AveragingSpec = AveragingSpec()
-    search: SearchSpec = SearchSpec()
+    search: SearchSpec = Field(
+        default=RandomSpec(), description="Where the sweep's configurations come from."
+    )
     scheduler: SchedulerSpec = Field(
         default=FifoSpec(name="fifo"), description="Whether and when trials are pruned."
     )
@@ -294,10 +299,20 @@ class SweepSpec(Section):
     resources: ResourcesSpec = ResourcesSpec()
 
     @property
-    def num_trials(self) -> int:
-        """How many trials the sweep proposes."""
-        grids = (len(d.values) for _, d in self.search_space.domains() if d.kind == "grid_search")
-        return math.prod(grids) * self.search.num_samples
+    def num_listed(self) -> int:
+        """How many configurations are known before anything runs."""
+        search = self.search
+        if isinstance(search, OptunaSpec):
+            first = max(search.n_startup_trials, len(search.points_to_evaluate))
+            return min(first, search.num_samples)
+        grids = {
+            name: len(domain.values)
+            for name, domain in self.search_space.domains()
+            if domain.kind == "grid_search"
+        }
+        points = search.points_to_evaluate[: search.num_samples]
+        left = (math.prod(n for name, n in grids.items() if name not in p) for p in points)
+        return sum(left) + math.prod(grids.values()) * (search.num_samples - len(points))
 
     @property
     def privacy_unit(self) -> PrivacyUnit:
@@ -329,13 +344,14 @@ class SweepSpec(Section):
             _split_refusals,
             _mechanism_refusals,
             _pace_refusals,
+            _search_refusals,
             _policy_refusals,
             _resource_refusals,
         )
         refusals = [refusal for check in checks for refusal in check(self)]
-        if self.num_trials > MAX_TRIALS:
+        if self.num_listed > MAX_TRIALS:
             message = (
-                f"the grid times search.num_samples gives {self.num_trials} trials; "
+                f"the grid times search.num_samples gives {self.num_listed} trials; "
                 f"allowed: at most {MAX_TRIALS}"
             )
             refusals.append(Refusal(("search_space",), message, at_key=True))
@@ -425,6 +441,51 @@ def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             yield Refusal(("scheduler", "grace_period"), message)
 
 
+def _search_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    search, domains = spec.search, dict(spec.search_space.domains())
+    for index, point in enumerate(search.points_to_evaluate):
+        for name, value in point.items():
+            path = ("search", "points_to_evaluate", index, name)
+            if name not in domains:
+                message = f"unknown key{suggestion(name, domains)}; allowed: {', '.join(domains)}"
+                yield Refusal(path, message, at_key=True)
+            elif not domains[name].contains(value):
+                said = json.dumps(domains[name].plain())
+                message = f"{json.dumps(value)} is not in the search space; allowed: in {said}"
+                yield Refusal(path, message)
+    if len(search.points_to_evaluate) > search.num_samples:
+        message = (
+            f"{len(search.points_to_evaluate)} points are more than num_samples; allowed: at most "
+            f"{search.num_samples}"
+        )
+        yield Refusal(("search", "points_to_evaluate"), message)
+    if not isinstance(search, OptunaSpec):
+        return
+    for name, domain in domains.items():
+        if domain.kind == "grid_search":
+            message = (
+                "grid_search is not allowed with optuna, which goes through no grid; allowed: "
+                "choice of the same values"
+            )
+            yield Refusal(("search_space", name), message)
+    if (search.objective == "epsilon") != (search.min_utility is not None):
+        given = "null" if search.min_utility is None else f"{search.min_utility:g}"
+        allowed = "null" if search.objective != "epsilon" else "a number from 0 to 1"
+        message = f"{given} is not allowed with {search.objective}; allowed: {allowed}"
+        yield Refusal(("search", "min_utility"), message)
+    if spec.privacy.policy in ("declared", "private_selection"):
+        kept = (
+            "whose list of trials is fixed before the first of them runs"
+            if spec.privacy.policy == "declared"
+            else "whose trials are drawn independently of each other"
+        )
+        message = (
+            f"optuna is not allowed under {spec.privacy.policy}, {kept}; allowed: random or "
+            "quasi_random, or the policy open or per_trial"
+        )
+        yield Refusal(("search", "name"), message)
+
+
 def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
     """What would void the policy of the privacy section, or leaves it without a number."""
     privacy = spec.privacy
@@ -449,6 +510,13 @@ def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             "number of trials in secret; allowed: 1, and privacy.selection.mean"
         )
         yield Refusal(("search", "num_samples"), message)
+    if spec.search.name == "quasi_random" or spec.search.points_to_evaluate:
+        field = "points_to_evaluate" if spec.search.points_to_evaluate else "name"
+        message = (
+            "is not allowed under private_selection, whose trials are drawn independently of "
+            "each other; allowed: {name: random}"
+        )
+        yield Refusal(("search", field), message, at_key=True)
     for name, domain in spec.search_space.domains():
         if domain.kind == "grid_search":
             message = (

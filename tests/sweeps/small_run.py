@@ -14,8 +14,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from accounting import BudgetTerms
+from sweeps.database.admitting import NewTrial
 from sweeps.database.attempts import Attempt, Attempts
-from sweeps.database.store import NewSweep, NewTrial, Store, open_store
+from sweeps.database.store import NewSweep, Store, open_store
 from sweeps.database.tables import checkpoints, reading
 from sweeps.home import Home
 from sweeps.worker import TrialRun

@@ -1,6 +1,7 @@
 """The search space: how many settings, in which order, and what a trial is then given."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.errors import SpecError
-from sweeps.search_space import Hyperparameters, draw, expand, public_num_units, trial_config
+from sweeps.search_space import Hyperparameters, expand, public_num_units, trial_config, value_at
 from sweeps.spec.domains import Domain, step_indices
 from sweeps.spec.reading import load_spec, parse_spec
 from trainer.config import DataConfig, ModelConfig, TrialConfig
@@ -127,19 +128,19 @@ def test_types_are_those_of_a_trial():
 @pytest.mark.parametrize("kind", ["constant", "grid_search"])
 def test_only_random_domains_are_drawn_from(kind):
     with pytest.raises(ValueError, match=f"domain.kind='{kind}'"):
-        draw(Domain(kind, (1.0,)), np.random.default_rng(0))
+        value_at(Domain(kind, (1.0,)), 0.5)
 
 
 def test_whole_domains_exclude_high_and_reach_both_ends():
     for kind in ("randint", "lograndint"):
         rng = np.random.default_rng(0)
-        drawn = {draw(Domain(kind, (3, 7)), rng) for _ in range(300)}
+        drawn = {value_at(Domain(kind, (3, 7)), rng.random()) for _ in range(300)}
         assert drawn == {3, 4, 5, 6}
 
 
 def test_quniform_reaches_every_multiple_alike():
     rng = np.random.default_rng(0)
-    drawn = [draw(Domain("quniform", (0.25, 0.5, 0.1)), rng) for _ in range(3000)]
+    drawn = [value_at(Domain("quniform", (0.25, 0.5, 0.1)), rng.random()) for _ in range(3000)]
     counts = {value: drawn.count(value) for value in set(drawn)}
     assert set(counts) == {0.3, 0.4, 0.5}
     # Each count has mean 1000 and standard deviation 26; 5 of those do not occur by chance.
@@ -148,7 +149,7 @@ def test_quniform_reaches_every_multiple_alike():
 
 def test_loguniform_is_even_in_the_logarithm():
     rng = np.random.default_rng(0)
-    drawn = [draw(Domain("loguniform", (0.01, 100.0)), rng) for _ in range(3000)]
+    drawn = [value_at(Domain("loguniform", (0.01, 100.0)), rng.random()) for _ in range(3000)]
     below = sum(float(value) < 1 for value in drawn)
     # Half of them, give or take 5 standard deviations of 27.
     assert abs(below - 1500) < 5 * 27
@@ -183,7 +184,7 @@ def test_draws_stay_inside_their_bounds(domain, seed):
     low, high = domain.bounds()
     rng = np.random.default_rng(seed)
     for _ in range(10):
-        value = draw(domain, rng)
+        value = value_at(domain, rng.random())
         assert low <= value <= high
         if domain.kind == "quniform":
             multiple = value / domain.values[2]
@@ -208,7 +209,7 @@ def test_the_count_is_the_product(rates, iterations, optimizers, num_samples):
     )
     product = len(rates) * len(iterations) * len(optimizers) * num_samples
     found = expand(spec)
-    assert len(found) == spec.num_trials == product
+    assert len(found) == spec.num_listed == product
     assert len(set(found)) == product  # the drawn clip norm tells repeats apart
 
 
@@ -329,3 +330,62 @@ def test_settings_are_frozen():
     (setting,) = expand(spec_of())
     with pytest.raises(dataclasses.FrozenInstanceError):
         setting.learning_rate = 2.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def searching(search, **fields):
+    """The settings of a specification that searches in some way."""
+    text = spec_of(**fields).model_dump(mode="json")
+    return parse_spec(json.dumps({**text, "search": search}))
+
+
+def test_points_come_first_and_the_rest_is_as_without_them():
+    fields = {"learning_rate": "{uniform: [1, 2]}", "optimizer": "{grid_search: [sgd, adam]}"}
+    points = [{"learning_rate": 1.5}, {"optimizer": "adam", "l2_clip_norm": 1}]
+    spec = searching({"num_samples": 4, "points_to_evaluate": points}, **fields)
+    found = [(s.optimizer, s.learning_rate) for s in expand(spec)]
+    assert len(found) == spec.num_listed == 2 + 1 + 2 * 2
+    assert found[:2] == [("sgd", 1.5), ("adam", 1.5)]
+    assert [optimizer for optimizer, _ in found[2:]] == ["adam", "sgd", "adam", "sgd", "adam"]
+    without = [s.learning_rate for s in expand(searching({"num_samples": 4}, **fields))]
+    assert [rate for _, rate in found[2:]] == without[2:7]
+
+
+def test_quasi_random_draws_cover_each_field_evenly():
+    fields = {"learning_rate": "{uniform: [1, 2]}", "l2_clip_norm": "{loguniform: [1, 16]}"}
+    spec = searching({"name": "quasi_random", "num_samples": 64, "seed": 3}, **fields)
+    rates = [s.learning_rate - 1 for s in expand(spec)]
+    norms = [math.log2(s.l2_clip_norm) / 4 for s in expand(spec)]
+    for values in (rates, norms):
+        # A shifted net: of 64 points each of 16 equal parts has 4, but for those on its borders.
+        counts, _ = np.histogram(values, bins=16, range=(0, 1))
+        assert counts.min() >= 3
+        assert counts.max() <= 5
+    both, _, _ = np.histogram2d(rates, norms, bins=4, range=[[0, 1], [0, 1]])
+    assert both.min() >= 1, "the fields are not drawn in step"
+    shorter = searching({"name": "quasi_random", "num_samples": 5, "seed": 3}, **fields)
+    assert expand(shorter) == expand(spec)[:5]
+    other = searching({"name": "quasi_random", "num_samples": 5, "seed": 4}, **fields)
+    assert expand(other) != expand(shorter)
+
+
+def test_a_search_that_learns_lists_what_it_begins_with():
+    fields = {"learning_rate": "{uniform: [1, 2]}"}
+    search = {"name": "optuna", "num_samples": 50, "points_to_evaluate": [{"learning_rate": 1.25}]}
+    settings = expand(searching(search, **fields))
+    assert len(settings) == 10
+    assert settings[0].learning_rate == 1.25
+    assert len({s.learning_rate for s in settings}) == 10
+    assert len(expand(searching({**search, "num_samples": 3}, **fields))) == 3
+    assert len(expand(searching({**search, "n_startup_trials": 2}, **fields))) == 2
+
+
+@given(
+    st.sampled_from(["uniform", "loguniform", "quniform", "randint", "lograndint", "choice"]),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_a_domain_contains_what_it_gives(kind, chance):
+    values = {"quniform": (0.1, 0.9, 0.1), "choice": ("a", 2.0)}.get(kind, (3, 9))
+    domain = Domain(kind, values)
+    assert domain.contains(value_at(domain, chance))
+    assert not domain.contains(100.0)
+    assert not domain.contains("b")

@@ -13,9 +13,10 @@ import sqlalchemy as sa
 
 from accounting import BudgetTerms, DpSgdMechanism
 from accounting.policies import Policy
+from sweeps.database.admitting import NewTrial
 from sweeps.database.attempts import Attempt
 from sweeps.database.states import TrialState
-from sweeps.database.store import NewSweep, NewTrial, Store
+from sweeps.database.store import NewSweep, Store
 from sweeps.database.tables import reading
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.config_sections import MechanismConfig

@@ -134,6 +134,7 @@ def assert_taken_over(
                 "parent_step": None,
                 "exempt": False,
                 "microbatch_size": None,
+                "setting": None,
             }
             for row in before["trials"]
         ],

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from accounting import BudgetTerms, DpSgdMechanism
+from sweeps.database.admitting import NewTrial
 from sweeps.database.states import SweepState, TrialState
-from sweeps.database.store import NewSweep, NewTrial, Store, open_store
+from sweeps.database.store import NewSweep, Store, open_store
 from sweeps.home import Home
 from sweeps.report import live
 from sweeps.report.live import LiveView, PlainLines, Sample, panel, progress, sample, show_secs

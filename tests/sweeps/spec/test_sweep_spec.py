@@ -30,7 +30,7 @@ def test_a_good_spec_is_read():
     assert spec.search_space.learning_rate == Domain("grid_search", (0.1, 1.0, 8.0))
     assert spec.search_space.iterations == Domain("constant", (150,))
     assert spec.search_space.expected_batch_size == Domain("choice", (64.0, 256.0))
-    assert spec.num_trials == 2 * 3 * 2
+    assert spec.num_listed == 2 * 3 * 2
 
 
 def test_what_may_be_left_out():

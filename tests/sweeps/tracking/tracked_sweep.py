@@ -18,8 +18,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from accounting import BudgetTerms
+from sweeps.database.admitting import NewTrial
 from sweeps.database.states import SweepState, TrialState, Wish
-from sweeps.database.store import NewSweep, NewTrial, Store, open_store
+from sweeps.database.store import NewSweep, Store, open_store
 from sweeps.database.tables import outbox, writing
 from sweeps.home import DATABASE_VARIABLE, HOME_VARIABLE, MLFLOW_VARIABLE, Home
 from sweeps.tracking.mlflow_writer import MlflowWriter

@@ -1,0 +1,12 @@
+"""What a search proposed: the fields of the search space as it chose them, to learn from."""
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade(op: Operations) -> None:
+    """Brings the tables from the revision before to this one."""
+    op.add_column("trials", sa.Column("setting", sa.JSON(none_as_null=True)))
