@@ -172,6 +172,10 @@ class _Given(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Nothing, as below."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing, as below."""
+        return {}
+
 
 class _Over(tune.Stopper):
     """Ends everything once somebody says so, and no single trial."""

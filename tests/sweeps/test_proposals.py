@@ -51,6 +51,12 @@ def queue_of(spec, sweep_id, store, home, limit=100):
     return TrialQueue(sweep_id, store, waiting=waiting, proposals=proposals, limit=limit)
 
 
+def end_of(spec, sweep_id, store, home):
+    proposals = proposals_of(spec, sweep_id, store, home)
+    assert proposals is not None
+    return proposals.end()
+
+
 def ran(store, trial_id, accuracy):
     """Makes up that a trial ran to its end."""
     attempt = store.attempts.begin(trial_id)
@@ -80,20 +86,21 @@ def test_what_was_listed_comes_first_and_then_what_is_proposed():
         assert config.learning_rate == row.setting["learning_rate"] == row.config["learning_rate"]
         assert store.ledger.reservation(row.trial_id).charged == 20
     assert len({row.config["learning_rate"] for row in rows}) == 4
-    assert proposals_of(spec, sweep_id, store, home).end() == ""
+    assert end_of(spec, sweep_id, store, home) == ""
 
 
-def test_a_driver_that_comes_back_proposes_what_the_dead_one_would_have():
+def test_a_driver_that_comes_back_proposes_what_the_dead_one_would_have(monkeypatch):
     spec, sweep_id, store, home = submitted()
     for row in store.trials(sweep_id):
         ran(store, row.trial_id, 0.5 + row.number / 10)
     told = []
-    real = store.add_trial
-    store.add_trial = lambda *given, **more: told.append(given[1].setting) or ("", "REJECTED")
-    for _ in range(2):
-        assert queue_of(spec, sweep_id, store, home).take() is None
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            store, "add_trial", lambda _, new, **__: told.append(new.setting) or ("", "REJECTED")
+        )
+        for _ in range(2):
+            assert queue_of(spec, sweep_id, store, home).take() is None
     assert told[0] == told[1]
-    store.add_trial = real
     third = queue_of(spec, sweep_id, store, home).take()
     (row,) = [row for row in store.trials(sweep_id) if row.trial_id == third]
     assert row.setting == told[0]
@@ -110,7 +117,8 @@ def test_proposals_that_are_all_refused_end_the_search_with_a_reason():
     rows = store.trials(sweep_id)
     assert [row.state for row in rows] == [TrialState.REJECTED] * 5
     assert all(row.trial_config is None and row.reason for row in rows)
-    end = proposals_of(spec, sweep_id, store, home).end()
+    end = end_of(spec, sweep_id, store, home)
+    assert end is not None
     assert end.startswith("the search has ended: its last 5 proposals (search.max_refused) were")
     assert rows[-1].reason in end
     assert all(store.ledger.reservation(row.trial_id).charged == 0 for row in rows)
@@ -185,4 +193,3 @@ def test_other_data_than_the_sweep_began_with_is_refused(monkeypatch):
 def test_a_specification_from_before_there_were_searches_is_random():
     spec = SweepSpec.model_validate({**SPEC, "search": {"num_samples": 3, "seed": 1}})
     assert spec.search.name == "random"
-    assert proposals_of(spec, "s", None, None) is None
