@@ -27,7 +27,7 @@ from sweeps.report.results import read_results
 from sweeps.service import worker_resources
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
-from sweeps.trial_queue import TrialQueue
+from sweeps.trial_queue import TrialQueue, begins_by_itself
 
 _LOG = logging.getLogger(__name__)
 MAX_WAVE = 2000
@@ -102,12 +102,9 @@ def driving(sweep_id: str, store: Store, *, patience_secs: float = 0.0) -> Gener
 def _drive(sweep_id: str, store: Store, home: Home) -> SweepState:
     spec = SweepSpec.model_validate(store.sweep(sweep_id).spec)
     while True:
-        _run_waves(spec, sweep_id, store, home)
+        reason = _run_waves(spec, sweep_id, store, home)
         if store.wish(sweep_id) is Wish.INTERRUPT:
             return SweepState.RUNNING
-        reason = ""
-        if proposals := proposals_of(spec, sweep_id, store, home):
-            reason = proposals.end() or ""
         if (state := _end(sweep_id, store, home, reason)) is not None:
             return state
 
@@ -157,25 +154,28 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
     return state if ended else None
 
 
-def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> None:
+def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
+    """Runs trials as long as any comes; gives what a person has to know of why none does."""
     folder = home.sweep_dir(sweep_id) / "tune"
     before: list[Any] | None = None
     while True:
-        waiting = [row.trial_id for row in store.runnable(sweep_id)]
+        waiting = store.runnable(sweep_id)
+        proposals = proposals_of(spec, sweep_id, store, home)
         queue = TrialQueue(
-            sweep_id,
-            store,
-            waiting=waiting,
-            proposals=proposals_of(spec, sweep_id, store, home),
-            limit=MAX_WAVE,
+            spec, sweep_id, store, waiting=waiting, proposals=proposals, limit=MAX_WAVE
         )
-        if queue.is_over:
-            return
+        if queue.is_over():
+            for row in waiting if queue.stopped else ():
+                if begins_by_itself(row):
+                    reason = f"the sweep ended before it began ({queue.stopped})"
+                    store.end_trial(row.trial_id, TrialState.CANCELLED, reason)
+            return queue.stopped or (proposals and proposals.end()) or ""
         now = [_facts(row) for row in store.trials(sweep_id)]
         if waiting and before == now:
             raise SweepError(
-                f"sweep {sweep_id}: its workers get nowhere; `dp-sweeps logs {waiting[0]}` "
-                f"says more, and `dp-sweeps resume {sweep_id}` goes on"
+                f"sweep {sweep_id}: its workers get nowhere; "
+                f"`dp-sweeps logs {waiting[0].trial_id}` says more, and "
+                f"`dp-sweeps resume {sweep_id}` goes on"
             )
         before = now
         from sweeps.tune import run_trials  # Ray Tune takes seconds to import

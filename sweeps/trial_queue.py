@@ -2,54 +2,75 @@
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
-from sweeps.database.states import SweepState
+import sqlalchemy as sa
+
+from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
 from sweeps.proposals import Proposals
+from sweeps.spec.sweep_spec import SweepSpec
+from sweeps.stopping import why_to_stop
 
 
 class TrialQueue:
     """Hands out the trials of a sweep one by one.
 
     Args:
+        spec: The sweep's specification.
         sweep_id: The sweep.
         store: The driver's own.
-        waiting: Trials that are there already, in the order in which they start.
+        waiting: Rows of trials that are there already, in the order in which they start.
         proposals: What comes after these; None for nothing.
         limit: How many trials to hand out at most.
+
+    Attributes:
+        stopped: Once a rule of the specification's stop section holds, which; else empty. From
+            then on a trial is handed out only if it has begun, or a person asked for it.
     """
 
     def __init__(
         self,
+        spec: SweepSpec,
         sweep_id: str,
         store: Store,
         *,
-        waiting: Sequence[str],
+        waiting: Sequence[sa.Row[Any]],
         proposals: Proposals | None,
         limit: int,
     ) -> None:
-        self._sweep_id, self._store = sweep_id, store
-        self._waiting = deque(waiting[:limit])
+        self._spec, self._sweep_id, self._store = spec, sweep_id, store
+        self._waiting = deque(waiting)
         self._proposals = proposals
         self._left = limit
+        self.stopped = ""
 
     def take(self) -> str | None:
         """The next trial; None where there is none now, of which `is_over` says more."""
-        if self.is_over:
+        if self.is_over():
             return None
         found = None
         if self._waiting:
-            found = self._waiting.popleft()
+            found = self._waiting.popleft().trial_id
         elif self._proposals is not None:
             # One proposal at a time: whoever asks has trials to look after meanwhile.
             found = self._proposals.propose()
         self._left -= found is not None
         return found
 
-    @property
     def is_over(self) -> bool:
         """Whether no other trial comes, for now at least."""
         row = self._store.sweep(self._sweep_id)
         if not self._left or row.wish or row.state != SweepState.RUNNING:
             return True
+        if not self.stopped:
+            self.stopped = why_to_stop(self._spec, self._sweep_id, self._store)
+        if self.stopped:
+            self._waiting = deque(row for row in self._waiting if not begins_by_itself(row))
+            self._proposals = None
         return not self._waiting and (self._proposals is None or self._proposals.end() is not None)
+
+
+def begins_by_itself(row: sa.Row[Any]) -> bool:
+    """Whether a trial that may run has not begun yet, and nobody asked for it by name."""
+    return row.state == TrialState.ADMITTED and not row.exempt

@@ -153,7 +153,7 @@ class _Given(Searcher):
         try:
             if found := self._queue.take():
                 return {_TRIAL_ID: found}
-            return Searcher.FINISHED if self._queue.is_over else None
+            return Searcher.FINISHED if self._queue.is_over() else None
         except DatabaseError:  # away for a while: Tune asks again
             _LOG.exception("no trial could be taken up")
             return None

@@ -397,6 +397,26 @@ class Store:
         with reading(self._engine) as connection:
             return {row.trial_id: row for row in connection.execute(query)}
 
+    def best_utility(self, sweep_id: str) -> float | None:
+        """The best ``eval_accuracy`` that a trial of a sweep has reported; None before any."""
+        query = (
+            sa.select(sa.func.max(reports.c.eval_accuracy))
+            .join(trials, trials.c.trial_id == reports.c.trial_id)
+            .where(trials.c.sweep_id == sweep_id)
+        )
+        with reading(self._engine) as connection:
+            return connection.scalar(query)
+
+    def attempt_times(self, sweep_id: str) -> list[tuple[float, float | None]]:
+        """When workers began and ended with a sweep's trials, in seconds; None: not yet."""
+        query = (
+            sa.select(attempts.c.started_at, attempts.c.ended_at)
+            .join(trials, trials.c.trial_id == attempts.c.trial_id)
+            .where(trials.c.sweep_id == sweep_id)
+        )
+        with reading(self._engine) as connection:
+            return [(row.started_at, row.ended_at) for row in connection.execute(query)]
+
     def reports(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
         """All reports of a sweep's trials, by trial and time."""
         query = (

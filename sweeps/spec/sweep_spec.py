@@ -51,6 +51,7 @@ from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, FifoSpec, SchedulerSp
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
+from sweeps.spec.stop_spec import StopSpec
 from sweeps.spec.yaml_source import suggestion
 from trainer.config import (
     DATASET_NAME_PATTERN,
@@ -290,6 +291,7 @@ class SweepSpec(Section):
     scheduler: SchedulerSpec = Field(
         default=FifoSpec(name="fifo"), description="Whether and when trials are pruned."
     )
+    stop: StopSpec = StopSpec()
     report_every_steps: PositiveWhole = Field(
         default=25, description="Steps between two reports; at most the fewest iterations."
     )
@@ -496,8 +498,20 @@ def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             f"trial by itself, for under {privacy.policy} target_epsilon is that of all of them"
         )
         yield Refusal(("privacy", "trial_epsilon"), message)
+    for name in ("epsilon", "budget_left") if privacy.policy == "per_trial" else ():
+        if (given := getattr(spec.stop, name)) is not None:
+            message = (
+                f"{given:g} is not allowed under per_trial, where nothing adds up; allowed: null"
+            )
+            yield Refusal(("stop", name), message)
     if privacy.policy != "private_selection":
         return
+    if spec.stop != StopSpec():
+        message = (
+            "is not allowed under private_selection, whose number of trials is drawn in secret "
+            "and nothing else; allowed: no rule"
+        )
+        yield Refusal(("stop",), message, at_key=True)
     if not isinstance(spec.scheduler, FifoSpec):
         message = (
             f"{spec.scheduler.name} is not allowed under private_selection, for it compares "

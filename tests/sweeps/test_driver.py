@@ -12,6 +12,8 @@ from sweeps.driver import drive, driving
 from sweeps.errors import DrivenError, StoreError, SweepError
 from sweeps.home import Home
 from sweeps.service import mlflow_environment
+from sweeps.spec.sweep_spec import SweepSpec
+from tests.sweeps.fork_parents import SPEC
 from tests.sweeps.small_run import SWEEP, TRIAL, submit
 
 
@@ -37,7 +39,8 @@ def test_a_report_that_cannot_be_written_is_told_and_ends_no_sweep(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sweeps.driver.SweepSpec.model_validate", lambda _spec: None)
+    spec = SweepSpec.model_validate(SPEC)  # its row has the privacy section alone
+    monkeypatch.setattr("sweeps.driver.SweepSpec.model_validate", lambda _spec: spec)
     monkeypatch.setattr("sweeps.driver.write_report", full)
     assert drive(SWEEP, store, home) is SweepState.COMPLETED
     sweep = store.sweep(SWEEP)

@@ -46,9 +46,14 @@ def submitted(**changes):
 
 
 def queue_of(spec, sweep_id, store, home, limit=100):
-    waiting = [row.trial_id for row in store.runnable(sweep_id)]
-    proposals = proposals_of(spec, sweep_id, store, home)
-    return TrialQueue(sweep_id, store, waiting=waiting, proposals=proposals, limit=limit)
+    return TrialQueue(
+        spec,
+        sweep_id,
+        store,
+        waiting=store.runnable(sweep_id),
+        proposals=proposals_of(spec, sweep_id, store, home),
+        limit=limit,
+    )
 
 
 def end_of(spec, sweep_id, store, home):
@@ -71,7 +76,7 @@ def test_what_was_listed_comes_first_and_then_what_is_proposed():
     spec, sweep_id, store, home = submitted()
     queue = queue_of(spec, sweep_id, store, home)
     taken = []
-    while not queue.is_over:
+    while not queue.is_over():
         trial_id = queue.take()
         assert trial_id is not None
         ran(store, trial_id, 0.5)
@@ -110,7 +115,7 @@ def test_proposals_that_are_all_refused_end_the_search_with_a_reason():
     spec, sweep_id, store, home = submitted(**DEAR)
     queue = queue_of(spec, sweep_id, store, home)
     asked = 0
-    while not queue.is_over:
+    while not queue.is_over():
         assert queue.take() is None
         asked += 1
     assert asked == 3, "two were listed"
@@ -128,7 +133,7 @@ def test_refused_proposals_do_not_count_as_samples():
     space = {**SPEC["search_space"], "noise_multiplier": {"choice": [0.3, 2.0]}}
     spec, sweep_id, store, home = submitted(search_space=space)
     queue = queue_of(spec, sweep_id, store, home)
-    while not queue.is_over:
+    while not queue.is_over():
         if trial_id := queue.take():
             ran(store, trial_id, 0.5)
     states = [row.state for row in store.trials(sweep_id)]
@@ -144,7 +149,7 @@ def test_under_open_the_budget_decides_on_each_proposal():
         search_space={**SPEC["search_space"], "noise_multiplier": 1.0},
     )
     queue = queue_of(spec, sweep_id, store, home)
-    while not queue.is_over:
+    while not queue.is_over():
         if trial_id := queue.take():
             ran(store, trial_id, 0.5)
     rows = store.trials(sweep_id)
@@ -160,7 +165,7 @@ def test_nothing_is_proposed_once_somebody_has_asked_for_the_end():
     spec, sweep_id, store, home = submitted()
     queue = queue_of(spec, sweep_id, store, home)
     store.set_wish(sweep_id, Wish.STOP)
-    assert queue.is_over
+    assert queue.is_over()
     assert queue.take() is None
     store.set_wish(sweep_id, Wish.NONE)
     assert queue.take() is not None
@@ -174,8 +179,8 @@ def test_a_queue_hands_out_no_more_than_its_limit():
     spec, sweep_id, store, home = submitted()
     queue = queue_of(spec, sweep_id, store, home, limit=3)
     assert [queue.take() is not None for _ in range(4)] == [True, True, True, False]
-    assert queue.is_over
-    assert not queue_of(spec, sweep_id, store, home).is_over
+    assert queue.is_over()
+    assert not queue_of(spec, sweep_id, store, home).is_over()
 
 
 def test_other_data_than_the_sweep_began_with_is_refused(monkeypatch):
