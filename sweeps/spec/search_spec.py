@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from sweeps.spec.refusals import Allowed, one_of
+from sweeps.spec.domains import Value
+from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
 from sweeps.spec.section import PositiveWhole, Section, Seed
+from trainer.yaml_text import show
 
 MAX_TRIALS = 100_000
 
@@ -14,8 +16,20 @@ ObjectiveName = Literal["utility", "epsilon", "frontier"]
 _NumTrials = Annotated[
     int, Field(ge=1, le=MAX_TRIALS), Allowed(f"a whole number from 1 to {MAX_TRIALS}")
 ]
+
+
+def _word_or_number(raw: object) -> Value:
+    if isinstance(raw, bool) or not isinstance(raw, str | int | float):
+        message = f"{show(raw)} is not allowed; allowed: a value of the field"
+        raise refused(Refusal((), message))
+    return raw
+
+
+_Value = Annotated[
+    Any, BeforeValidator(_word_or_number), WithJsonSchema({"type": ["string", "number"]})
+]
 _Points = Annotated[
-    tuple[Annotated[dict[str, str | int | float], Field(min_length=1)], ...],
+    tuple[Annotated[dict[str, _Value], Field(min_length=1)], ...],
     Field(strict=False, max_length=MAX_TRIALS),
     Allowed("a list of mappings from fields of search_space to values"),
 ]
