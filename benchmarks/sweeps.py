@@ -6,7 +6,7 @@
 
 The sweeps are run by the command line, in homes of their own, with two trials at a time. Plain
 Tune (`benchmarks.sweeps_plain`) trains by the same code, keeps no ledger and no checkpoints, and
-is run in turn with ours.
+is run right after ours. Neither's time holds the start of Ray or the making of MLflow's tables.
 
 A *slot* is what a trial takes of a worker: from where the worker begins it to where the worker
 begins its next one. *Training* is the time inside the trainer's steps. What is left is overhead:

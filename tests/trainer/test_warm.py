@@ -42,7 +42,7 @@ def work():
     """What JAX traces and XLA compiles, by name, from here on."""
     found = []
 
-    def note(event, _secs, **facts):
+    def note(event, duration_secs, **facts):
         if event.startswith("/jax/core/compile/"):
             found.append(facts.get("fun_name"))
 
