@@ -6,7 +6,8 @@
 
 The sweeps are run by the command line, in homes of their own, with two trials at a time. Plain
 Tune (`benchmarks.sweeps_plain`) trains by the same code, keeps no ledger and no checkpoints, and
-is run right after ours. Neither's time holds the start of Ray or the making of MLflow's tables.
+is run right before ours and right after. Neither's time holds the start of Ray or the making of
+MLflow's tables.
 
 A *slot* is what a trial takes of a worker: from where the worker begins it to where the worker
 begins its next one. *Training* is the time inside the trainer's steps. What is left is overhead:
@@ -195,13 +196,16 @@ class Run:
 
 
 def short(folder: Path, tell: Tell) -> Iterator[Figure]:
-    """64 trials of a second and of one shape: ours, some of them by plain Tune, and ours again."""
+    """64 trials of a second and of one shape, between some of them by plain Tune; then others."""
     document = spec({"learning_rate": {"grid_search": rates(TRIALS)}})
     run = Run(folder, document)
-    tell(f"{TRIALS} trials of a second")
+    tell(f"{PLAIN_TRIALS // 2} trials of a second by plain Tune")
+    theirs_before = _plain(folder / "before", run)
+    tell(f"{TRIALS} of ours")
     run.run()
-    tell(f"{PLAIN_TRIALS} of them by plain Tune")
-    plain_secs, plain_training = _plain(folder, run)
+    tell(f"{PLAIN_TRIALS // 2} more by plain Tune")
+    theirs_after = _plain(folder / "after", run)
+    plain_secs, plain_training = map(sum, zip(theirs_before, theirs_after, strict=True))
     secs, slots = run.secs(), run.slots()
     ours, theirs = 60 * TRIALS / secs, 60 * PLAIN_TRIALS / plain_secs
     note = (
@@ -211,11 +215,12 @@ def short(folder: Path, tell: Tell) -> Iterator[Figure]:
     yield Figure("time of a short trial, x plain Tune's", theirs / ours, 1 / 5, note)
     overheads = [1e3 * (slot.secs - slot.training_secs) for slot in slots if slot.secs is not None]
     training = statistics.median(slot.training_secs for slot in slots)
-    plain = 1e3 * (SLOTS * plain_secs / PLAIN_TRIALS - statistics.median(plain_training))
+    plain_training /= PLAIN_TRIALS
+    plain = 1e3 * (SLOTS * plain_secs / PLAIN_TRIALS - plain_training)
     note = (
         f"90th percentile {np.percentile(overheads, 90):.0f}; beside {training:.2f} s of steps "
         f"with {REPORTS} reports; plain Tune {plain:.0f}, "
-        f"beside {statistics.median(plain_training):.2f} s, which compile"
+        f"beside {plain_training:.2f} s, which compile"
     )
     yield Figure("overhead of a trial, ms, median", statistics.median(overheads), 150, note)
     yield from _reuse(run, shapes=1)
@@ -227,16 +232,20 @@ def short(folder: Path, tell: Tell) -> Iterator[Figure]:
     yield Figure("functions compiled by a second sweep", compiled.total(), 0, note)
 
 
-def _plain(folder: Path, run: Run) -> tuple[float, list[float]]:
-    """Seconds of plain Tune for the trials of a sweep, and of each trial's steps."""
-    plain, notes = folder / "plain", folder / "plain-notes"
-    plain.mkdir()
+def _plain(folder: Path, run: Run) -> tuple[float, float]:
+    """Seconds of plain Tune for half of its share of a sweep's trials, and of all their steps."""
+    plain, notes = folder / "plain", folder / "notes"
+    plain.mkdir(parents=True)
     notes.mkdir()
-    rows = run.store.trials(run.sweep.sweep_id)[:: TRIALS // PLAIN_TRIALS]
+    plan = make_plan(run.spec, run.home)
+    prepare_dataset(plan.spec, run.home.data_dir)
+    configs = [p.config.to_json() for p in plan.admitted if p.config is not None]
     config = {
         "slots": SLOTS,
-        "trial": rows[0].trial_config,
-        "learning_rates": [row.config["learning_rate"] for row in rows],
+        "trial": configs[0],
+        "learning_rates": [
+            each["learning_rate"] for each in configs[:: 2 * TRIALS // PLAIN_TRIALS]
+        ],
         "data_home": str(run.home.data_dir),
     }
     path = folder / "plain.json"
@@ -244,8 +253,7 @@ def _plain(folder: Path, run: Run) -> tuple[float, list[float]]:
     mlflow.MlflowClient(f"sqlite:///{plain}/mlflow.db").search_experiments()
     command = [sys.executable, "-m", "benchmarks.sweeps_plain", str(path), str(plain)]
     answer = _call(command, {FOLDER_VARIABLE: str(notes)})
-    training = [sum(worker.training_secs) for worker in read(notes)]
-    return json.loads(answer)["secs"], training
+    return json.loads(answer)["secs"], sum(sum(worker.training_secs) for worker in read(notes))
 
 
 def _reuse(run: Run, shapes: int) -> Iterator[Figure]:
