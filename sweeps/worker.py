@@ -55,6 +55,7 @@ class TrialRun:
         self._has_begun = False
         self._looked_at = 0.0
         self._log: LogFile | None = None
+        self._is_down = False
 
     def next_report(self) -> TrialReport | None:
         """Runs to the next report, and records it.
@@ -63,6 +64,8 @@ class TrialRun:
             The report; None if nothing more is to be done here: the trial has been taken away or
             put aside, or has ended, or the database is away. The rows say which.
         """
+        if self._is_down:
+            return None
         try:
             return self._next_report()
         except (FencedError, HaltedError) as error:
@@ -76,6 +79,9 @@ class TrialRun:
 
     def close(self) -> None:
         """Puts the trial down; its last checkpoint is whole then, and recorded."""
+        if self._is_down:
+            return
+        self._is_down = True
         reports, self._reports = self._reports, None
         try:
             if reports is not None:
@@ -131,8 +137,8 @@ class TrialRun:
             break
         wish = self._record(report)
         if report.outcome != "running":
-            self._tidy()
-        if wish is Wish.PAUSE and report.outcome == "running":
+            self.close()
+        elif wish is Wish.PAUSE:
             self.close()
             self._ask(lambda: self._attempts.pause(self._held))
             return None

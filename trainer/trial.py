@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import accounting
@@ -130,11 +131,12 @@ class Trial:
 
     def _initial(self) -> Parameters:
         info, model, seed = self.data.info, self.config.model, self.config.seed
-        given = None
-        if model.init_from is not None:
-            fresh = self.network.fresh(info.image_shape, seed)
-            given, report = load_initial_weights(model, fresh, self.architecture, info.fingerprint)
-            LOGGER.info("%s", report)
+        if model.init_from is None:
+            # Copied, for the first step writes over them.
+            return jax.tree.map(jnp.array, _drawn(self.network, info.image_shape, seed))
+        fresh = self.network.fresh(info.image_shape, seed)
+        given, report = load_initial_weights(model, fresh, self.architecture, info.fingerprint)
+        LOGGER.info("%s", report)
         return self.network.init(info.image_shape, seed, initial=given)
 
     def _runner(self) -> Runner:
@@ -462,6 +464,13 @@ def _placement(config: DataConfig, data_home: Path, topology: Topology) -> str:
     size = 4.0 * info.num_train * math.prod(info.image_shape)
     fits = topology.agreed(lambda: int(size <= _DATA_SHARE * free_bytes()))
     return "device" if fits else "streamed"
+
+
+# Drawing takes as long as many steps of a small model.
+@functools.lru_cache(maxsize=1)
+def _drawn(network: Network, image_shape: tuple[int, ...], seed: int) -> Parameters:
+    """A network's first parameters, on the host."""
+    return jax.tree.map(np.asarray, network.init(image_shape, seed))
 
 
 # The two latest data sets are kept for the trials that follow.

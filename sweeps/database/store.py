@@ -6,8 +6,9 @@ hear in `outbox_rows`; it is put there by the transaction that makes it true.
 """
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -35,6 +36,8 @@ from sweeps.database.tables import (
 )
 from sweeps.errors import StoreError
 from sweeps.home import Home
+from trainer.config import TrialConfig
+from trainer.training.plan import shape_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,9 +258,19 @@ class Store:
             _set_sweep(connection, sweep_id, reason=reason)
 
     def runnable(self, sweep_id: str) -> list[sa.Row[Any]]:
-        """Trials that a worker may take up: those under way first, then by number."""
+        """Trials that a worker may take up, in the order in which they start.
+
+        Those under way first; then by number, but trials that share compiled programs one after
+        the other, so that a worker has the program of its next trial.
+        """
         found = [row for row in self.trials(sweep_id) if TrialState(row.state).may_run]
-        return sorted(found, key=lambda row: (row.state == TrialState.ADMITTED, row.number))
+        under_way = [row for row in found if row.state != TrialState.ADMITTED]
+        by_shape: dict[Hashable, list[sa.Row[Any]]] = {}
+        for row in found:
+            if row.state == TrialState.ADMITTED:
+                config = row.trial_config and TrialConfig.from_json(row.trial_config)
+                by_shape.setdefault(config and shape_of(config), []).append(row)
+        return [*under_way, *itertools.chain.from_iterable(by_shape.values())]
 
     def set_wish(self, sweep_id: str, wish: Wish) -> None:
         """Asks a running sweep to pause or stop.

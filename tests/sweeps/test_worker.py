@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 import trainer.loop
 from sweeps import worker
-from sweeps.database.attempts import Attempts
+from sweeps.database.attempts import Attempt, Attempts
 from sweeps.database.states import Wish
 from sweeps.database.store import Store, open_store
 from sweeps.database.tables import checkpoints, reading, writing
@@ -115,6 +115,25 @@ def assert_ended_alike(ours: Place, theirs: Place) -> None:
     shown = "SELECT step, epsilon, eval_accuracy, eval_loss FROM reports ORDER BY step"
     assert ours.rows(shown) == theirs.rows(shown)
     assert [row[0] for row in ours.rows(shown)] == list(range(EVERY, STEPS + 1, EVERY))
+
+
+def test_a_trial_that_has_ended_is_put_down_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    forget = Attempts.forget_old_checkpoints
+
+    def count(self: Attempts, attempt: Attempt) -> list[str]:
+        asked.append(attempt.trial_id)
+        return forget(self, attempt)
+
+    monkeypatch.setattr(Attempts, "forget_old_checkpoints", count)
+    with TrialRun(place.store, place.home, TRIAL) as run:
+        steps = [report.step for report in iter(run.next_report, None)]
+    assert steps[-1] == STEPS
+    assert asked == [TRIAL]
+    assert place.checkpoint_steps() == [STEPS]
+    assert place.trial.state == "COMPLETED"
 
 
 def child(place: Place, how: str, step: int) -> "subprocess.Popen[str]":

@@ -92,6 +92,11 @@ class Choice:
         runs = [m for m in self.measurements if (m.engine, m.microbatch_size) == chosen]
         return max((m.temp_bytes for m in runs if m.secs is not None), default=0)
 
+    @property
+    def fits(self) -> bool:
+        """Whether the memory that is free now is enough for the chosen program."""
+        return self.temp_bytes <= _MEMORY_SHARE * free_bytes()
+
 
 def choose(
     problem: Problem, batch: Batch, clipping: Clipping, microbatch_size: int | None
@@ -116,7 +121,7 @@ def choose(
     closed, _ = _closed(problem, batch)
     digest = _digest(closed, batch, clipping, microbatch_size)
     known = _remembered(digest)
-    if known is not None and known.temp_bytes <= _MEMORY_SHARE * free_bytes():
+    if known is not None and known.fits:
         return known
     choice = _measured(problem, batch, clipping, microbatch_size)
     # What fits while something else holds the memory is chosen for this process alone.

@@ -11,7 +11,7 @@ With `quantile` clipping a step releases two noisy sums, of gradients and of a c
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -193,6 +193,28 @@ def mechanism_of(config: TrialConfig) -> Mechanism:
             truncated_batch_size=chosen.truncated_batch_size,
         )
     return DpSgdMechanism(**facts)
+
+
+def shape_of(config: TrialConfig) -> Hashable:
+    """What a trial's compiled programs depend on: equal where two trials share them.
+
+    All other numbers of a configuration reach the programs as arguments.
+    """
+    averaging, bands = config.averaging, config.mechanism.bands
+    return (
+        config.data,
+        config.model,
+        config.optimizer,
+        config.sampling_prob,  # by which a row's capacity is chosen
+        config.neighboring_relation,
+        config.clipping.mode,
+        config.clipping.engine,
+        config.clipping.microbatch_size,
+        config.mechanism,
+        config.iterations if bands > 1 else None,  # how noise is correlated depends on it
+        config.augmentation,
+        (averaging.ema_decay is None, averaging.polyak),
+    )
 
 
 def check_spent_before(config: TrialConfig, spent_before: Sequence[Mechanism]) -> None:

@@ -12,6 +12,7 @@ checkpoint can be refused before anything starts.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -359,8 +360,21 @@ def _write_tree(path: Path, tree: Any) -> None:
     import jax
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
-        checkpointer.save(path.resolve(), jax.device_get(tree))
+    _checkpointer().save(path.resolve(), args=ocp.args.StandardSave(jax.device_get(tree)))
+
+
+@functools.cache
+def _checkpointer() -> Any:
+    """Orbax's, for all that this process writes: whoever calls is in the background already.
+
+    A `StandardCheckpointer` has threads and a loop of its own, which take as long to make and to
+    end as a small tree to write.
+    """
+    import orbax.checkpoint as ocp
+
+    alone = _by_itself()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _read_tree(path: Path, like: Any) -> Any:

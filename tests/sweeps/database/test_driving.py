@@ -1,5 +1,6 @@
 """One process drives a sweep; what people ask of it meanwhile is heard and kept."""
 
+import dataclasses
 import signal
 
 import pytest
@@ -15,6 +16,8 @@ from tests.sweeps.database.small_sweep import (
     PLAN,
     PROCESS_SECS,
     TRIAL,
+    a_full_trial,
+    a_sweep,
     child,
     ends_of_attempts,
     everything,
@@ -25,6 +28,7 @@ from tests.sweeps.database.small_sweep import (
     run_to,
     state_of,
 )
+from trainer.config import OptimizerName
 
 OTHER = "s-1-001"
 
@@ -131,6 +135,19 @@ def test_what_is_under_way_comes_first(full: Store) -> None:
     run_to(full, 10, "s-1-002")
     full.end_trial("s-1-000", TrialState.CANCELLED)
     assert [row.trial_id for row in full.runnable("s-1")] == ["s-1-002", "s-1-001"]
+
+
+def test_trials_that_share_programs_start_one_after_the_other(empty_store: Store) -> None:
+    optimizers: list[OptimizerName] = ["sgd", "adam", "momentum", "adam", "sgd", "sgd"]
+    trials = [
+        dataclasses.replace(trial, trial_config=dataclasses.replace(config, optimizer=optimizer))
+        for trial, optimizer in zip(map(a_full_trial, range(6)), optimizers, strict=True)
+        if (config := trial.trial_config) is not None
+    ]
+    empty_store.create_sweep(a_sweep(), trials)
+    assert [row.number for row in empty_store.runnable("s-1")] == [0, 4, 5, 1, 3, 2]
+    run_to(empty_store, 10, "s-1-003")
+    assert [row.number for row in empty_store.runnable("s-1")] == [3, 0, 4, 5, 1, 2]
 
 
 # -- wishes ----------------------------------------------------------------------------------
