@@ -541,6 +541,8 @@ def _forget_old(connection: sa.Connection, trial: sa.Row[Any]) -> list[str]:
         .where(checkpoints.c.trial_id == trial_id)
         .order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc())
     ).all()
+    if len(found) <= keep:
+        return []  # to look for forks takes as long as there are trials
     needed = set(
         connection.scalars(
             sa.select(trials.c.parent_step).where(trials.c.parent_trial_id == trial_id)
