@@ -69,7 +69,7 @@ trials = sa.Table(
     sa.Column("charged_iterations", sa.Integer, nullable=False, default=0),
     sa.Column("mlflow_run_id", sa.String(64)),
     # Of a fork: the trial and the step that it goes on from.
-    sa.Column("parent_trial_id", sa.String(128)),
+    sa.Column("parent_trial_id", sa.String(128), index=True),
     sa.Column("parent_step", sa.Integer),
     # Whether somebody asked for it by name, so that no scheduler may prune it.
     sa.Column("exempt", sa.Boolean, nullable=False, server_default=sa.false()),
