@@ -24,6 +24,7 @@ from sweeps.log_file import LogFile
 from sweeps.proposals import Proposals
 from sweeps.report.files import write_report
 from sweeps.report.results import read_results
+from sweeps.schedule import Schedule
 from sweeps.service import worker_resources
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
@@ -157,12 +158,19 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
     """Runs trials as long as any comes; gives what a person has to know of why none does."""
     folder = home.sweep_dir(sweep_id) / "tune"
+    schedule = Schedule(spec, store)
     before: list[Any] | None = None
     while True:
         waiting = store.runnable(sweep_id)
         proposals = proposals_of(spec, sweep_id, store, home)
         queue = TrialQueue(
-            spec, sweep_id, store, waiting=waiting, proposals=proposals, limit=MAX_WAVE
+            spec,
+            sweep_id,
+            store,
+            waiting=waiting,
+            schedule=schedule,
+            proposals=proposals,
+            limit=MAX_WAVE,
         )
         if queue.is_over():
             for row in waiting if queue.stopped else ():
@@ -183,8 +191,7 @@ def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
         run_trials(
             spec,
             queue=queue,
-            max_iterations=int(spec.search_space.iterations.bounds()[1]),
-            store=store,
+            schedule=schedule,
             folder=folder,
             resources=worker_resources(spec).as_ray(),
             is_over=lambda: _is_over(store, sweep_id),

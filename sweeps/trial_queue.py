@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
 from sweeps.proposals import Proposals
+from sweeps.schedule import Schedule
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.stopping import why_to_stop
 
@@ -21,6 +22,7 @@ class TrialQueue:
         sweep_id: The sweep.
         store: The driver's own.
         waiting: Rows of trials that are there already, in the order in which they start.
+        schedule: Says first whether they go on, for nobody may have seen their last report.
         proposals: What comes after these; None for nothing.
         limit: How many trials to hand out at most.
 
@@ -36,11 +38,13 @@ class TrialQueue:
         store: Store,
         *,
         waiting: Sequence[sa.Row[Any]],
+        schedule: Schedule,
         proposals: Proposals | None,
         limit: int,
     ) -> None:
         self._spec, self._sweep_id, self._store = spec, sweep_id, store
         self._waiting = deque(waiting)
+        self._schedule = schedule
         self._proposals = proposals
         self._left = limit
         self.stopped = ""
@@ -50,9 +54,11 @@ class TrialQueue:
         if self.is_over():
             return None
         found = None
-        if self._waiting:
-            found = self._waiting.popleft().trial_id
-        elif self._proposals is not None:
+        while self._waiting and found is None:
+            trial_id = self._waiting[0].trial_id
+            found = trial_id if self._schedule.decide(trial_id) else None
+            self._waiting.popleft()  # after that, for the database may be away
+        if found is None and self._proposals is not None:
             # One proposal at a time: whoever asks has trials to look after meanwhile.
             found = self._proposals.propose()
         self._left -= found is not None

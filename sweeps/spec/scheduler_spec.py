@@ -30,12 +30,31 @@ class AsyncHyperBandSpec(Section):
     )
 
 
+class MedianStoppingRuleSpec(Section):
+    """The median rule: trials that were never as good as the others' means are pruned."""
+
+    name: Annotated[Literal["median_stopping_rule"], Allowed("median_stopping_rule")] = Field(
+        description="The scheduler."
+    )
+    grace_period: PositiveWhole = Field(
+        description="Steps before a trial may be pruned, and before its reports count in its "
+        "mean; from report_every_steps to below the most iterations."
+    )
+    min_samples_required: PositiveWhole = Field(
+        default=3, description="With fewer others that have come as far nothing is pruned."
+    )
+
+
 SchedulerSpec = Annotated[
-    AsyncHyperBandSpec | FifoSpec,
+    AsyncHyperBandSpec | FifoSpec | MedianStoppingRuleSpec,
     Field(discriminator="name"),
-    Allowed("{name: fifo} or {name: async_hyperband, grace_period: ...}"),
+    Allowed(
+        "{name: fifo}, {name: async_hyperband, grace_period: ...} or "
+        "{name: median_stopping_rule, grace_period: ...}"
+    ),
 ]
 SCHEDULERS: dict[str, type[BaseModel]] = {
     "async_hyperband": AsyncHyperBandSpec,
     "fifo": FifoSpec,
+    "median_stopping_rule": MedianStoppingRuleSpec,
 }

@@ -14,7 +14,7 @@ from sweeps.database.store import Store, open_store
 from sweeps.database.tables import reading, rungs, trials, writing
 from sweeps.errors import StoreError
 from sweeps.home import Home
-from sweeps.search import asha
+from sweeps.search import asha, median
 from tests.sweeps.database.small_sweep import (
     FIRST,
     METRICS,
@@ -220,3 +220,69 @@ def test_a_completed_trial_stays_in_the_comparison(store: Store) -> None:
     run_to(store, 10, OTHER, accuracy=0.2)
     assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
     assert state_of(store) == "COMPLETED"
+
+
+# -- at every report -------------------------------------------------------------------------
+
+
+def as_good_as_half(best: float, means: Sequence[float]) -> bool:
+    return median.goes_on(best, means, 1)
+
+
+def test_at_every_report_a_trial_is_compared_with_the_means_of_the_others(store: Store) -> None:
+    attempt = run_to(store, 10, accuracy=0.25)
+    for step, accuracy in ((20, 0.5), (30, 1.0), (40, 0.0)):
+        go_to(store, attempt, step, accuracy=accuracy)
+    assert store.rungs.decide_by_means(TRIAL, 20, as_good_as_half) is TrialState.RUNNING
+    assert decided(store) == [(20, 20, 0.5, True), (30, 30, 1.0, True), (40, 40, 1.0, True)]
+    other = run_to(store, 10, OTHER, accuracy=0.625)
+    go_to(store, other, 20, accuracy=0.0)
+    # Its best is from before the grace period; the other's mean is not.
+    assert store.rungs.decide_by_means(OTHER, 20, as_good_as_half) is TrialState.RUNNING
+    go_to(store, other, 30, accuracy=0.5)
+    assert store.rungs.decide_by_means(OTHER, 20, as_good_as_half) is TrialState.PRUNED
+    assert decided(store, OTHER) == [(20, 20, 0.625, True), (30, 30, 0.625, False)]
+    assert row_of(store, OTHER).reason == (
+        "the best eval_accuracy up to step 30, 0.6250, was below the median of the 1 other "
+        "trials' means up to there, 0.7500"
+    )
+    assert store.ledger.reservation(OTHER).committed == 30
+    assert store.rungs.decide_by_means(OTHER, 20, never) is TrialState.PRUNED
+    assert store.rungs.decide_by_means(TRIAL, 20, never) is TrialState.RUNNING
+
+
+def test_whose_means_count_at_a_report(empty_store: Store) -> None:
+    empty_store.create_sweep(a_sweep(), [a_trial(number) for number in range(6)])
+    behind, broken, asked_for, again, ended, last = (f"s-1-00{n}" for n in range(6))
+    run_to(empty_store, 10, behind, accuracy=0.125)
+    attempt = run_to(empty_store, 10, broken, accuracy=float("nan"))
+    go_to(empty_store, attempt, 20, accuracy=0.25)
+    run_to(empty_store, 20, asked_for, accuracy=0.375)
+    with writing(empty_store.ledger.engine) as connection:
+        change = trials.update().where(trials.c.trial_id == asked_for)
+        connection.execute(change.values(exempt=True))
+    run_to(empty_store, 20, again, accuracy=0.5)
+    run_to(empty_store, 20, again, accuracy=1.0, branch=a_branch(2))
+    run_to(empty_store, 30, ended, accuracy=0.75)
+    empty_store.end_trial(ended, TrialState.CANCELLED)
+    run_to(empty_store, 20, last, accuracy=float("nan"))
+    seen: list[tuple[float, list[float]]] = []
+    empty_store.rungs.decide_by_means(
+        last, 10, lambda best, means: not seen.append((best, sorted(means)))
+    )
+    # Of who has no report in between nothing is known but that it came further.
+    assert seen == [(float("-inf"), [0.5])]
+    empty_store.rungs.decide_by_means(again, 10, lambda best, _: not seen.append((best, [])))
+    assert seen[1:] == [(0.5, [])]
+    assert empty_store.rungs.decide_by_means(asked_for, 10, never) is TrialState.RUNNING
+
+
+def test_a_decision_that_was_missed_is_made_of_a_trial_that_somebody_set_aside(
+    store: Store,
+) -> None:
+    run_to(store, 10, accuracy=0.9)
+    attempt = run_to(store, 10, OTHER, accuracy=0.2)
+    store.attempts.pause(attempt)
+    assert store.rungs.decide(TRIAL, RUNGS, best_half) is TrialState.RUNNING
+    assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
+    assert store.ledger.reservation(OTHER).committed == 10
