@@ -7,6 +7,7 @@ sweep at a time; the right ends with its process, so that whoever comes next nee
 
 import dataclasses
 import logging
+import math
 import os
 import socket
 import time
@@ -227,10 +228,17 @@ def _settle(sweep_id: str, store: Store) -> SweepState:
     if row.wish == Wish.PAUSE:
         return SweepState.PAUSED
     if row.wish == Wish.STOP:
-        for trial in store.runnable(sweep_id):
+        for trial in [*store.runnable(sweep_id), *store.rungs.waiting(sweep_id)]:
             begun = trial.state != TrialState.ADMITTED
             reason = f"the sweep was stopped before it {'ended' if begun else 'began'}"
             store.end_trial(trial.trial_id, TrialState.CANCELLED, reason)
+    for trial in store.rungs.waiting(sweep_id):  # nothing comes by which it could rise
+        utility = math.nan if trial.utility is None else trial.utility
+        reason = (
+            f"eval_accuracy {utility:.4f} at step {trial.step} was never among the best "
+            f"of those that reached step {trial.rung}"
+        )
+        store.end_trial(trial.trial_id, TrialState.PRUNED, reason)
     results = read_results(store, sweep_id)
     ran = len(results.trials) - results.count(TrialState.REJECTED)
     if ran and results.count(TrialState.FAILED) == ran:

@@ -1,4 +1,4 @@
-"""Which trial comes next: those that wait, and then what the sweep's search proposes."""
+"""Which trial comes next: those under way, those promoted, new ones, and what is proposed."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -47,6 +47,7 @@ class TrialQueue:
         self._schedule = schedule
         self._proposals = proposals
         self._left = limit
+        self._in_hand = 0
         self.stopped = ""
 
     def take(self) -> str | None:
@@ -54,15 +55,24 @@ class TrialQueue:
         if self.is_over():
             return None
         found = None
-        while self._waiting and found is None:
+        while found is None and self._waiting and self._waiting[0].state != TrialState.ADMITTED:
             trial_id = self._waiting[0].trial_id
-            found = trial_id if self._schedule.decide(trial_id) else None
+            found = trial_id if self._schedule.may_be_taken_up(trial_id) else None
             self._waiting.popleft()  # after that, for the database may be away
-        if found is None and self._proposals is not None:
+        found = found or self._schedule.promote(self._sweep_id)
+        if found is None and self._waiting:
+            found = self._waiting.popleft().trial_id
+        elif found is None and self._proposals is not None:
             # One proposal at a time: whoever asks has trials to look after meanwhile.
             found = self._proposals.propose()
-        self._left -= found is not None
+        if found is not None:
+            self._left -= 1
+            self._in_hand += 1
         return found
+
+    def put_down(self) -> None:
+        """Is told when nobody works any more on a trial that was handed out."""
+        self._in_hand -= 1
 
     def is_over(self) -> bool:
         """Whether no other trial comes, for now at least."""
@@ -74,7 +84,12 @@ class TrialQueue:
         if self.stopped:
             self._waiting = deque(row for row in self._waiting if not begins_by_itself(row))
             self._proposals = None
-        return not self._waiting and (self._proposals is None or self._proposals.end() is not None)
+        if self._waiting or (self._proposals is not None and self._proposals.end() is None):
+            return False
+        if not self._schedule.promotes:
+            return True
+        # What others report may promote one that waits.
+        return not self._in_hand and self._schedule.promotable(self._sweep_id) is None
 
 
 def begins_by_itself(row: sa.Row[Any]) -> bool:

@@ -78,7 +78,7 @@ def run_trials(
             max_concurrent_trials=spec.resources.max_concurrent_trials,
             reuse_actors=True,
             trial_name_creator=_trial_id,
-            trial_dirname_creator=_trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,  # ours may come twice
         ),
         run_config=tune.RunConfig(
             name=folder.name,
@@ -163,7 +163,8 @@ class _Given(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: whatever became of it is in the database."""
+        """Whatever became of it is in the database."""
+        self._queue.put_down()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing, as below."""

@@ -4,8 +4,12 @@ A rung holds the utility that every trial had when it first reported there or be
 report is decided on, each step is a rung. Decisions are made from reports in the database, so one
 that a crash prevented is made afterwards from the same report; one that was made is not made
 again. A trial that is to stop is PRUNED by the very transaction that decides so.
+
+Where a trial may wait, it waits at the one rung whose row says that it does not go on, until
+somebody promotes it: then that row says that it does. What a person sets aside has no such row.
 """
 
+import itertools
 import math
 import statistics
 import time
@@ -17,10 +21,22 @@ import sqlalchemy as sa
 from accounting import Ledger
 from sweeps.database import rows
 from sweeps.database.states import TrialState
-from sweeps.database.tables import budgeting, finite_or_none, reports, rungs, trials
+from sweeps.database.tables import (
+    budgeting,
+    finite_or_none,
+    reading,
+    reports,
+    rungs,
+    trials,
+    writing,
+)
 
 GoesOnFn = Callable[[float, Sequence[float]], bool]
 """Whether a trial with some utility goes on, where others had these when they were there."""
+
+
+BestFn = Callable[[Sequence[float]], Sequence[int]]
+"""Which of those at a rung may go on, best first, by their places; first come first."""
 
 
 class _Moment(NamedTuple):
@@ -47,7 +63,14 @@ class RungRows:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def decide(self, trial_id: str, milestones: Sequence[int], goes_on: GoesOnFn) -> TrialState:
+    def decide(
+        self,
+        trial_id: str,
+        milestones: Sequence[int],
+        goes_on: GoesOnFn,
+        *,
+        may_wait: bool = False,
+    ) -> TrialState:
         """Decides on a trial at every rung that it has reached, lowest first. Idempotent.
 
         Args:
@@ -55,6 +78,8 @@ class RungRows:
             milestones: The rungs, in steps.
             goes_on: Asked once for each rung. A utility that is not finite is -inf there, and is
                 none of the others'.
+            may_wait: Whether one that does not go on is to wait there, instead of being pruned;
+                its worker, or `set_aside`, sees to that.
 
         Returns:
             Where the trial is afterwards: PRUNED, or as it was before.
@@ -78,7 +103,7 @@ class RungRows:
                 f"best of those that had reached step {moment.rung}"
             )
 
-        return self._decide(trial_id, moments, objection)
+        return self._decide(trial_id, moments, objection, may_wait=may_wait)
 
     def decide_by_means(self, trial_id: str, grace_period: int, goes_on: GoesOnFn) -> TrialState:
         """Decides on a trial at every report of it, the first one first. Idempotent.
@@ -118,12 +143,71 @@ class RungRows:
 
         return self._decide(trial_id, moments, objection)
 
-    def _decide(self, trial_id: str, moments: _MomentsFn, objection: _ObjectionFn) -> TrialState:
+    def set_aside(self, trial_id: str) -> bool:
+        """Sets a trial aside that is to wait at a rung, if nobody works on it.
+
+        Returns:
+            Whether it waits.
+
+        Raises:
+            StoreError: If there is no such trial.
+        """
+        with writing(self._ledger.engine) as connection:
+            trial = rows.locked_trial(connection, trial_id)
+            rung = rows.waiting_rung(connection, trial)
+            if rung is not None:
+                rows.set_aside(connection, trial_id, rung)
+        return rung is not None
+
+    def waiting(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
+        """The trials that wait at a rung: their rows, with the rung, the step and the utility."""
+        columns = (trials, rungs.c.rung, rungs.c.step, rungs.c.utility)
+        with reading(self._ledger.engine) as connection:
+            return connection.execute(
+                _waiting(sa.select(*columns), sweep_id).order_by(trials.c.number)
+            ).all()
+
+    def promotable(self, sweep_id: str, best: BestFn) -> str | None:
+        """Which trial that waits may go on first: the best one at the highest rung; else None.
+
+        Args:
+            sweep_id: The sweep.
+            best: Asked about the utilities of a rung. One that is not finite is not among them.
+        """
+        with reading(self._ledger.engine) as connection:
+            return _promotable(connection, sweep_id, best)
+
+    def promote(self, sweep_id: str, best: BestFn) -> str | None:
+        """Lets the trial go on that `promotable` names; gives its id."""
+        with writing(self._ledger.engine) as connection:
+            trial_id = _promotable(connection, sweep_id, best)
+            if trial_id is None:
+                return None
+            if rows.locked_trial(connection, trial_id).state != TrialState.PAUSED:
+                return None  # somebody cancelled it in this moment
+            connection.execute(
+                rungs.update()
+                .where(rungs.c.trial_id == trial_id, rungs.c.goes_on.is_(False))
+                .values(goes_on=True)
+            )
+            rows.set_trial(connection, trial_id, reason="")
+            return trial_id
+
+    def _decide(
+        self,
+        trial_id: str,
+        moments: _MomentsFn,
+        objection: _ObjectionFn,
+        *,
+        may_wait: bool = False,
+    ) -> TrialState:
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
             trial = rows.locked_trial(connection, trial_id)
             state = TrialState(trial.state)
             if trial.exempt or state not in (TrialState.RUNNING, TrialState.PAUSED):
+                return state
+            if rows.waiting_rung(connection, trial) is not None:
                 return state
             decided = set(
                 connection.scalars(sa.select(rungs.c.rung).where(rungs.c.trial_id == trial_id))
@@ -142,10 +226,40 @@ class RungRows:
                         decided_at=time.time(),
                     )
                 )
+                if reason and may_wait:
+                    return state
                 if reason:
                     rows.end_trial(transaction, trial, TrialState.PRUNED, reason)
                     return TrialState.PRUNED
             return state
+
+
+def _waiting(query: sa.Select[Any], sweep_id: str) -> sa.Select[Any]:
+    return query.join_from(trials, rungs, trials.c.trial_id == rungs.c.trial_id).where(
+        trials.c.sweep_id == sweep_id,
+        trials.c.state == TrialState.PAUSED,
+        trials.c.exempt.is_(False),
+        rungs.c.goes_on.is_(False),
+    )
+
+
+def _promotable(connection: sa.Connection, sweep_id: str, best: BestFn) -> str | None:
+    waiting = set(connection.scalars(_waiting(sa.select(trials.c.trial_id), sweep_id)))
+    if not waiting:
+        return None
+    found = connection.execute(
+        sa.select(rungs.c.trial_id, rungs.c.rung, rungs.c.utility, rungs.c.goes_on)
+        .join(trials, trials.c.trial_id == rungs.c.trial_id)
+        .where(trials.c.sweep_id == sweep_id, rungs.c.utility.is_not(None))
+        .order_by(rungs.c.rung.desc(), rungs.c.decided_at, trials.c.number)
+    )
+    for _, group in itertools.groupby(found, key=lambda row: row.rung):
+        there = list(group)
+        for place in best([row.utility for row in there]):
+            row = there[place]
+            if not row.goes_on and row.trial_id in waiting:
+                return str(row.trial_id)
+    return None
 
 
 def _utility(report: sa.Row[Any, Any]) -> float:

@@ -255,8 +255,16 @@ class Store:
             _set_sweep(connection, sweep_id, reason=reason)
 
     def runnable(self, sweep_id: str) -> list[sa.Row[Any]]:
-        """Trials that a worker may take up: those under way first, then by number."""
-        found = [row for row in self.trials(sweep_id) if TrialState(row.state).may_run]
+        """Trials that a worker may take up: those under way first, then by number.
+
+        Not those that wait at a rung; see `RungRows.waiting`.
+        """
+        waiting = {row.trial_id for row in self.rungs.waiting(sweep_id)}
+        found = [
+            row
+            for row in self.trials(sweep_id)
+            if TrialState(row.state).may_run and row.trial_id not in waiting
+        ]
         return sorted(found, key=lambda row: (row.state == TrialState.ADMITTED, row.number))
 
     def set_wish(self, sweep_id: str, wish: Wish) -> None:

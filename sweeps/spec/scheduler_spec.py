@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from sweeps.spec.domains import MAX_WHOLE
 from sweeps.spec.refusals import Allowed
-from sweeps.spec.section import PositiveWhole, Section
+from sweeps.spec.section import PositiveWhole, Section, YesOrNo
 
 
 class FifoSpec(Section):
@@ -27,6 +27,11 @@ class AsyncHyperBandSpec(Section):
     )
     reduction_factor: Annotated[int, Field(ge=2, le=MAX_WHOLE), Allowed("a whole number >= 2")] = (
         Field(default=4, description="One trial in so many goes on from each rung.")
+    )
+    promotion: YesOrNo = Field(
+        default=False,
+        description="Whether a trial that is not among the best of a rung waits there, and goes "
+        "on once it is; else it is pruned.",
     )
 
 

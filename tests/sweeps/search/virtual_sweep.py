@@ -99,9 +99,16 @@ class VirtualSweep:
                 store = open_store(self.home)
                 store.take_over(SWEEP, "another")
                 queue, schedule = self._driver(store)
-            elif end is None and schedule.decide(trial_id):
-                due[trial_id] = now + self.paces[number]
+                continue
+            if end is None and schedule.decide(trial_id):
+                if store.attempts.is_to_wait(attempts[trial_id]):
+                    store.attempts.wait(attempts[trial_id])
+                else:
+                    due[trial_id] = now + self.paces[number]
+            if trial_id not in due:
+                queue.put_down()
         assert queue.is_over()
+        assert not store.runnable(SWEEP)
         store.ledger.close()
         return events
 

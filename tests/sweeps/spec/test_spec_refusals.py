@@ -383,6 +383,10 @@ BAD = [
         "x.yaml:20:50: scheduler.grace_period: 150 is not allowed; allowed: from ",
     ),
     (
+        good("reduction_factor: 3", "promotion: 1"),
+        "x.yaml:20:65: scheduler.promotion: 1 is not allowed; allowed: true or false",
+    ),
+    (
         good(ASHA, "{name: median_stopping_rule, grace_period: 20}"),
         "x.yaml:20:55: scheduler.grace_period: 20 is not allowed; allowed: from "
         "report_every_steps, 25, to below the most iterations, 150",
