@@ -31,7 +31,8 @@ class AsyncHyperBandSpec(Section):
     promotion: YesOrNo = Field(
         default=False,
         description="Whether a trial that is not among the best of a rung waits there, and goes "
-        "on once it is; else it is pruned.",
+        "on once it is; else it is pruned. For one to come to its end it takes reduction_factor "
+        "times as many trials for each rung.",
     )
 
 
