@@ -114,7 +114,8 @@ class RungRows:
             goes_on: Asked once for each step, with the best utility that the trial has reported
                 by then (-inf where none is finite), and the means of what the others have
                 reported from ``grace_period`` to that step. Others are those that have reported
-                there or beyond, neither exempt nor ever with a utility that is not finite.
+                there or beyond and are not exempt; one with a utility in between that is not
+                finite is left out.
 
         Returns:
             As `decide`.
