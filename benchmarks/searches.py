@@ -33,6 +33,7 @@ from sweeps.admission import prepare_dataset
 from sweeps.database.store import open_store
 from sweeps.driver import proposals_of
 from sweeps.home import Home
+from sweeps.schedule import Schedule
 from sweeps.service import make_plan, record
 from sweeps.trial_queue import TrialQueue
 from sweeps.worker import TrialRun
@@ -86,6 +87,7 @@ def searched(search: str, seed: int, home: Home) -> Found:
         sweep_id,
         store,
         waiting=store.runnable(sweep_id),
+        schedule=Schedule(plan.spec, store),
         proposals=proposals_of(plan.spec, sweep_id, store, home),
         limit=10 * TRIALS,
     )

@@ -7,6 +7,7 @@ sweep at a time; the right ends with its process, so that whoever comes next nee
 
 import dataclasses
 import logging
+import math
 import os
 import socket
 import time
@@ -24,6 +25,7 @@ from sweeps.log_file import LogFile
 from sweeps.proposals import Proposals
 from sweeps.report.files import write_report
 from sweeps.report.results import read_results
+from sweeps.schedule import Schedule
 from sweeps.service import worker_resources
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
@@ -157,12 +159,19 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
     """Runs trials as long as any comes; gives what a person has to know of why none does."""
     folder = home.sweep_dir(sweep_id) / "tune"
+    schedule = Schedule(spec, store)
     before: list[Any] | None = None
     while True:
         waiting = store.runnable(sweep_id)
         proposals = proposals_of(spec, sweep_id, store, home)
         queue = TrialQueue(
-            spec, sweep_id, store, waiting=waiting, proposals=proposals, limit=MAX_WAVE
+            spec,
+            sweep_id,
+            store,
+            waiting=waiting,
+            schedule=schedule,
+            proposals=proposals,
+            limit=MAX_WAVE,
         )
         if queue.is_over():
             for row in waiting if queue.stopped else ():
@@ -183,8 +192,7 @@ def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
         run_trials(
             spec,
             queue=queue,
-            max_iterations=int(spec.search_space.iterations.bounds()[1]),
-            store=store,
+            schedule=schedule,
             folder=folder,
             resources=worker_resources(spec).as_ray(),
             is_over=lambda: _is_over(store, sweep_id),
@@ -220,10 +228,17 @@ def _settle(sweep_id: str, store: Store) -> SweepState:
     if row.wish == Wish.PAUSE:
         return SweepState.PAUSED
     if row.wish == Wish.STOP:
-        for trial in store.runnable(sweep_id):
+        for trial in [*store.runnable(sweep_id), *store.rungs.waiting(sweep_id)]:
             begun = trial.state != TrialState.ADMITTED
             reason = f"the sweep was stopped before it {'ended' if begun else 'began'}"
             store.end_trial(trial.trial_id, TrialState.CANCELLED, reason)
+    for trial in store.rungs.waiting(sweep_id):  # nothing comes by which it could rise
+        utility = math.nan if trial.utility is None else trial.utility
+        reason = (
+            f"eval_accuracy {utility:.4f} at step {trial.step} was never among the best "
+            f"of those that reached step {trial.rung}"
+        )
+        store.end_trial(trial.trial_id, TrialState.PRUNED, reason)
     results = read_results(store, sweep_id)
     ran = len(results.trials) - results.count(TrialState.REJECTED)
     if ran and results.count(TrialState.FAILED) == ran:

@@ -122,7 +122,9 @@ def _tried(row: sa.Row[Any], last: sa.Row[Any] | None, limit: float) -> Tried:
         over = _FAR if row.planned_epsilon is None else row.planned_epsilon / limit - 1.0
         return Tried(values=row.setting, outcome="refused", excess=min(max(over, _LITTLE), _FAR))
     outcome: Outcome = "failed"
-    if not state.is_finished:
+    if state is TrialState.PAUSED and last is not None:
+        outcome = "pruned"  # at a rung, as long as it waits there
+    elif not state.is_finished:
         outcome = "running"
     elif state in _SAYS_SOMETHING:
         outcome = _SAYS_SOMETHING[state]

@@ -1,4 +1,4 @@
-"""Which trial comes next: those that wait, and then what the sweep's search proposes."""
+"""Which trial comes next: those under way, those promoted, new ones, and what is proposed."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
 from sweeps.proposals import Proposals
+from sweeps.schedule import Schedule
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.stopping import why_to_stop
 
@@ -21,6 +22,7 @@ class TrialQueue:
         sweep_id: The sweep.
         store: The driver's own.
         waiting: Rows of trials that are there already, in the order in which they start.
+        schedule: Says first whether they go on, for nobody may have seen their last report.
         proposals: What comes after these; None for nothing.
         limit: How many trials to hand out at most.
 
@@ -36,13 +38,16 @@ class TrialQueue:
         store: Store,
         *,
         waiting: Sequence[sa.Row[Any]],
+        schedule: Schedule,
         proposals: Proposals | None,
         limit: int,
     ) -> None:
         self._spec, self._sweep_id, self._store = spec, sweep_id, store
         self._waiting = deque(waiting)
+        self._schedule = schedule
         self._proposals = proposals
         self._left = limit
+        self._in_hand = 0
         self.stopped = ""
 
     def take(self) -> str | None:
@@ -50,13 +55,25 @@ class TrialQueue:
         if self.is_over():
             return None
         found = None
-        if self._waiting:
+        while found is None and self._waiting and self._waiting[0].state != TrialState.ADMITTED:
+            trial_id = self._waiting[0].trial_id
+            found = trial_id if self._schedule.may_be_taken_up(trial_id) else None
+            self._waiting.popleft()  # after that, for the database may be away
+        if found is None and not self.stopped:
+            found = self._schedule.promote(self._sweep_id)
+        if found is None and self._waiting:
             found = self._waiting.popleft().trial_id
-        elif self._proposals is not None:
+        elif found is None and self._proposals is not None:
             # One proposal at a time: whoever asks has trials to look after meanwhile.
             found = self._proposals.propose()
-        self._left -= found is not None
+        if found is not None:
+            self._left -= 1
+            self._in_hand += 1
         return found
+
+    def put_down(self) -> None:
+        """Is told when nobody works any more on a trial that was handed out."""
+        self._in_hand -= 1
 
     def is_over(self) -> bool:
         """Whether no other trial comes, for now at least."""
@@ -68,7 +85,12 @@ class TrialQueue:
         if self.stopped:
             self._waiting = deque(row for row in self._waiting if not begins_by_itself(row))
             self._proposals = None
-        return not self._waiting and (self._proposals is None or self._proposals.end() is not None)
+        if self._waiting or (self._proposals is not None and self._proposals.end() is None):
+            return False
+        if self.stopped or not self._schedule.promotes:
+            return True
+        # What others report may promote one that waits.
+        return not self._in_hand and self._schedule.promotable(self._sweep_id) is None
 
 
 def begins_by_itself(row: sa.Row[Any]) -> bool:

@@ -20,15 +20,13 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeps.database.states import TrialState
-from sweeps.database.store import Store, open_store
+from sweeps.database.store import open_store
 from sweeps.errors import DatabaseError, StoreError, SweepError
 from sweeps.home import Home
-from sweeps.search import asha
-from sweeps.spec.scheduler_spec import AsyncHyperBandSpec
+from sweeps.schedule import Schedule
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
 from sweeps.worker import TrialRun
@@ -39,7 +37,7 @@ _TRIAL_ID = "trial_id"
 _METRIC = "eval_accuracy"
 _STEP = "step"
 _LOOK_EVERY_SECS = 0.5
-# A result that ends the trial for Tune; before any rung, so that no scheduler compares it.
+# A result that ends the trial for Tune.
 _NOTHING_MORE = {DONE: True, _STEP: 0, _METRIC: 0.0}
 
 
@@ -47,8 +45,7 @@ def run_trials(
     spec: SweepSpec,
     *,
     queue: TrialQueue,
-    max_iterations: int,
-    store: Store,
+    schedule: Schedule,
     folder: Path,
     resources: Mapping[str, float],
     is_over: Callable[[], bool],
@@ -58,8 +55,7 @@ def run_trials(
     Args:
         spec: The sweep.
         queue: Hands out the trials.
-        max_iterations: The most iterations that any trial of the sweep may have.
-        store: The driver's own.
+        schedule: Decides on them at their reports.
         folder: For Tune's files; removed at the end.
         resources: Of one worker, in Ray's form.
         is_over: Asked now and then; when it says so, whatever still runs is killed.
@@ -78,11 +74,11 @@ def run_trials(
             num_samples=-1,  # until there is none
             metric=_METRIC,
             mode="max",
-            scheduler=_scheduler(spec, max_iterations, store),
+            scheduler=_Decided(schedule),
             max_concurrent_trials=spec.resources.max_concurrent_trials,
             reuse_actors=True,
             trial_name_creator=_trial_id,
-            trial_dirname_creator=_trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,  # ours may come twice
         ),
         run_config=tune.RunConfig(
             name=folder.name,
@@ -167,7 +163,8 @@ class _Given(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: whatever became of it is in the database."""
+        """Whatever became of it is in the database."""
+        self._queue.put_down()
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing, as below."""
@@ -200,42 +197,24 @@ class _Over(tune.Stopper):
         return {}
 
 
-class _Asha(AsyncHyperBandScheduler):
-    """Successive halving on our steps, decided in the database.
+class _Decided(FIFOScheduler):
+    """Ends a trial where our own scheduler does not let it go on.
 
     Args:
-        store: The driver's own.
-        spec: The grace period and the reduction factor.
-        max_iterations: The most that any trial has.
+        schedule: Decides, in the database.
     """
 
-    def __init__(self, store: Store, spec: AsyncHyperBandSpec, max_iterations: int) -> None:
-        super().__init__(
-            time_attr=_STEP,
-            max_t=max_iterations,
-            grace_period=spec.grace_period,
-            reduction_factor=spec.reduction_factor,
-        )
-        self._store = store
-        self._factor = spec.reduction_factor
-        self._rungs = asha.milestones(spec.grace_period, max_iterations, spec.reduction_factor)
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self._schedule = schedule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         try:
-            state = self._store.rungs.decide(
-                trial.config[_TRIAL_ID],
-                self._rungs,
-                lambda utility, others: asha.goes_on(utility, others, self._factor),
-            )
+            goes_on = self._schedule.decide(_trial_id(trial))
         except Exception:  # decided at the next report, from this one
-            _LOG.exception("trial %s: nothing was decided", trial.config[_TRIAL_ID])
+            _LOG.exception("trial %s: nothing was decided", _trial_id(trial))
             return TrialScheduler.CONTINUE
-        return TrialScheduler.STOP if state is TrialState.PRUNED else TrialScheduler.CONTINUE
-
-    def on_trial_complete(
-        self, tune_controller: Any, trial: Trial, result: dict[str, Any]
-    ) -> None:
-        """Nothing: what ended has been decided on."""
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as above."""
@@ -244,13 +223,6 @@ class _Asha(AsyncHyperBandScheduler):
 
 def _trial_id(trial: Trial) -> str:
     return str(trial.config[_TRIAL_ID])
-
-
-def _scheduler(spec: SweepSpec, max_iterations: int, store: Store) -> TrialScheduler:
-    """The scheduler a spec names, counting our steps: Tune's own count restarts with a trial."""
-    if isinstance(spec.scheduler, AsyncHyperBandSpec):
-        return _Asha(store, spec.scheduler, max_iterations)
-    return FIFOScheduler()
 
 
 def _quieten() -> None:

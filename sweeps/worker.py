@@ -111,6 +111,11 @@ class TrialRun:
         self.close()
 
     def _next_report(self) -> TrialReport | None:
+        # What was decided on the last report is in the rows by now.
+        if self._reports is not None and self._ask(lambda: self._attempts.is_to_wait(self._held)):
+            self.close()
+            self._ask(lambda: self._attempts.wait(self._held))
+            return None
         while True:
             try:
                 if self._reports is None:

@@ -116,7 +116,10 @@ def resume(
         return
     spec = SweepSpec.model_validate(store.sweep(sweep_id).spec)
     proposals = proposals_of(spec, sweep_id, store, home)
-    more = store.runnable(sweep_id) or (proposals is not None and proposals.end() is None)
+    waiting = store.rungs.waiting(sweep_id)
+    more = (
+        store.runnable(sweep_id) or waiting or (proposals is not None and proposals.end() is None)
+    )
     where = address if more else None
     if where is None:
         print_note("nothing is left to run; `--pruned` goes on with trials that were pruned")

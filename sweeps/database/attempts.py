@@ -148,9 +148,11 @@ class Attempts:
         Raises:
             StoreError: If there is no such trial, it may not run (it was rejected, say), or too
                 many workers died over it: it has failed then.
-            HaltedError: If the sweep is paused, or is stopped and the trial has not begun.
+            HaltedError: If the sweep is paused, or is stopped and the trial has not begun, or the
+                trial is to wait at a rung.
         """
         attempt_id = secrets.token_hex(16)
+        rung = None
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
             trial = rows.locked_trial(connection, trial_id)
@@ -162,7 +164,9 @@ class Attempts:
             if wish and not under_way:
                 raise HaltedError(f"trial {trial_id}: its sweep is asked to {wish}")
             number, lost = _history(connection, trial)
-            if lost < MAX_LOST:
+            if (rung := rows.waiting_rung(connection, trial)) is not None:
+                rows.set_aside(connection, trial_id, rung)  # who was to do so died
+            elif lost < MAX_LOST:
                 rows.end_attempt(connection, trial_id, AttemptEnd.LOST)
                 connection.execute(
                     attempts.insert().values(
@@ -178,6 +182,8 @@ class Attempts:
             else:
                 reason = f"{lost} workers died over it without getting any further"
                 rows.end_trial(transaction, trial, TrialState.FAILED, reason)
+        if rung is not None:
+            raise HaltedError(f"trial {trial_id}: waits at step {rung}")
         if lost >= MAX_LOST:
             raise StoreError(f"trial {trial_id}: {lost} workers died over it")
         return Attempt(attempt_id, trial_id, number + 1)
@@ -394,6 +400,25 @@ class Attempts:
                     .where(sweeps.c.sweep_id == trial.sweep_id)
                     .values(wish=Wish.PAUSE)
                 )
+
+    def is_to_wait(self, attempt: Attempt) -> bool:
+        """Whether the scheduler has decided that the trial waits at a rung."""
+        with reading(self._engine) as connection:
+            trial = connection.execute(
+                sa.select(trials).where(trials.c.trial_id == attempt.trial_id)
+            ).one()
+            return rows.waiting_rung(connection, trial) is not None
+
+    def wait(self, attempt: Attempt) -> None:
+        """Sets a trial aside that `is_to_wait`, once its checkpoint is recorded.
+
+        Raises:
+            FencedError: As in `charge`.
+        """
+        with writing(self._engine) as connection:
+            rung = rows.waiting_rung(connection, _fenced(connection, attempt))
+            if rung is not None:
+                rows.set_aside(connection, attempt.trial_id, rung)
 
     def out_of_memory(self, attempt: Attempt, microbatch_size: int) -> None:
         """Ends an attempt that ran out of memory; the next one takes fewer gradients at a time.

@@ -14,7 +14,7 @@ from accounting import Mechanism, Reservation
 from accounting.ledger.lookup import find_reservation
 from accounting.ledger.transaction import LedgerTransaction
 from sweeps.database.states import AttemptEnd, TrialState
-from sweeps.database.tables import attempts, outbox, sweeps, trials
+from sweeps.database.tables import attempts, outbox, rungs, sweeps, trials
 from sweeps.errors import FencedError, StoreError
 from sweeps.limits import check_limit
 
@@ -102,6 +102,24 @@ def next_name(connection: sa.Connection, sweep_id: str) -> tuple[int, str]:
     while find_reservation(connection, trial_id := f"{sweep_id}-{number:04d}") is not None:
         number += 1
     return number, trial_id
+
+
+def waiting_rung(connection: sa.Connection, trial: sa.Row[Any]) -> int | None:
+    """The rung at which a trial waits, or is to wait, until it may go on; None if it does not."""
+    if trial.exempt or trial.state not in (TrialState.RUNNING, TrialState.PAUSED):
+        return None
+    return connection.scalar(
+        sa.select(rungs.c.rung).where(
+            rungs.c.trial_id == trial.trial_id, rungs.c.goes_on.is_(False)
+        )
+    )
+
+
+def set_aside(connection: sa.Connection, trial_id: str, rung: int) -> None:
+    """Has a trial wait at a rung; what is reserved for it stays reserved."""
+    end_attempt(connection, trial_id, AttemptEnd.PAUSED)
+    reason = f"waits at step {rung} until it is among the best of those that have reached it"
+    set_trial(connection, trial_id, state=TrialState.PAUSED, reason=reason)
 
 
 def set_trial(connection: sa.Connection, trial_id: str, **values: Any) -> None:

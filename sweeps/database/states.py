@@ -76,7 +76,7 @@ _NEXT: dict[TrialState, frozenset[TrialState]] = {
     _S.RUNNING: frozenset(
         {_S.PRUNED, _S.PAUSED, _S.COMPLETED, _S.DIVERGED, _S.FAILED, _S.CANCELLED}
     ),
-    _S.PAUSED: frozenset({_S.RUNNING, _S.CANCELLED}),
+    _S.PAUSED: frozenset({_S.RUNNING, _S.PRUNED, _S.CANCELLED}),
     _S.REJECTED: frozenset(),
     # To ADMITTED: by who resumes it.
     _S.PRUNED: frozenset({_S.ADMITTED}),

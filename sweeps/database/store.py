@@ -261,9 +261,15 @@ class Store:
         """Trials that a worker may take up, in the order in which they start.
 
         Those under way first; then by number, but trials that share compiled programs one after
-        the other, so that a worker has the program of its next trial.
+        the other, so that a worker has the program of its next trial. Not those that wait at a
+        rung; see `RungRows.waiting`.
         """
-        found = [row for row in self.trials(sweep_id) if TrialState(row.state).may_run]
+        waiting = {row.trial_id for row in self.rungs.waiting(sweep_id)}
+        found = [
+            row
+            for row in self.trials(sweep_id)
+            if TrialState(row.state).may_run and row.trial_id not in waiting
+        ]
         under_way = [row for row in found if row.state != TrialState.ADMITTED]
         by_shape: dict[Hashable, list[sa.Row[Any]]] = {}
         for row in found:

@@ -1,8 +1,9 @@
 """Asynchronous successive halving: a trial goes on past a rung if it is among the best there.
 
-The rule of Li et al. 2020 ("A System for Massively Parallel Hyperparameter Tuning", MLSys) in the
-stopping form that Ray Tune's ``AsyncHyperBandScheduler`` has: whoever reaches a rung is compared
-with those that were there before.
+The rule of Li et al. 2020 ("A System for Massively Parallel Hyperparameter Tuning", MLSys), in two
+forms. Ray Tune's ``AsyncHyperBandScheduler`` stops (`goes_on`): whoever reaches a rung is compared
+with those that were there before, once. The paper's Algorithm 2 promotes (`best`): whoever is not
+among the best of a rung waits there, and goes on when it is.
 """
 
 from collections.abc import Sequence
@@ -37,3 +38,17 @@ def goes_on(utility: float, others: Sequence[float], reduction_factor: int) -> b
     if not others:
         return True
     return bool(utility >= np.percentile(others, 100 * (1 - 1 / reduction_factor)))
+
+
+def best(utilities: Sequence[float], reduction_factor: int) -> list[int]:
+    """Which trials of a rung may go on: the best ``len(utilities) // reduction_factor``.
+
+    Args:
+        utilities: Of all that have reached the rung, whatever became of them, first come first.
+        reduction_factor: As in `milestones`.
+
+    Returns:
+        Their places in ``utilities``, the best first; of equal ones, who came first.
+    """
+    order = sorted(range(len(utilities)), key=lambda place: -utilities[place])
+    return order[: len(utilities) // reduction_factor]

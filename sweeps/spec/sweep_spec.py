@@ -6,7 +6,7 @@ field, a number in quotes, NaN, or two fields that contradict each other are ref
 What the fields must satisfy together:
 
 - ``report_every_steps`` <= the fewest iterations, so that every trial reports before it ends.
-- ``async_hyperband`` prunes only at reports and only before the last step, so
+- Schedulers prune only at reports and only before the last step, so
   ``report_every_steps`` <= ``grace_period`` < the most iterations.
 - ``data.declared_num_examples`` is given exactly where the neighbouring relation hides the data
   set's size, and no batch is then larger than it.
@@ -47,7 +47,7 @@ from sweeps.spec.domains import (
 from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
-from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, FifoSpec, SchedulerSpec
+from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
@@ -433,7 +433,7 @@ def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             f"allowed: a whole number from 1 to {fewest}"
         )
         yield Refusal(("report_every_steps",), message)
-    if isinstance(spec.scheduler, AsyncHyperBandSpec):
+    if not isinstance(spec.scheduler, FifoSpec):
         grace = spec.scheduler.grace_period
         if not every <= grace < most:
             message = (

@@ -8,13 +8,16 @@ import pytest
 from sweeps import standing_driver
 from sweeps.database.states import SweepState, TrialState, Wish
 from sweeps.database.store import Store, open_store
-from sweeps.driver import drive, driving
+from sweeps.driver import ask, drive, driving
 from sweeps.errors import DrivenError, StoreError, SweepError
 from sweeps.home import Home
+from sweeps.schedule import Schedule
 from sweeps.service import mlflow_environment
 from sweeps.spec.sweep_spec import SweepSpec
+from tests.sweeps.database.small_sweep import go_to
 from tests.sweeps.fork_parents import SPEC
-from tests.sweeps.small_run import SWEEP, TRIAL, submit
+from tests.sweeps.small_run import EVERY, STEPS, SWEEP, TRIAL, submit
+from tests.sweeps.spec.spec_text import GOOD_DATA
 
 
 @pytest.fixture
@@ -115,3 +118,38 @@ def test_a_password_of_mlflow_does_not_travel(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(SweepError, match="MLFLOW_TRACKING_USERNAME") as refused:
         mlflow_environment(Home.from_environment())
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("wish", "state", "reason"),
+    [
+        (Wish.NONE, "PRUNED", "eval_accuracy 0.2500 at step 4 was never among the best of those"),
+        (Wish.STOP, "CANCELLED", "the sweep was stopped before it ended"),
+        (Wish.PAUSE, "PAUSED", "waits at step 4 until it is among the best of those"),
+    ],
+)
+def test_what_becomes_of_a_trial_that_waits_at_a_rung(
+    home: Home, monkeypatch: pytest.MonkeyPatch, wish: Wish, state: str, reason: str
+) -> None:
+    text = {**GOOD_DATA, "search_space": {**GOOD_DATA["search_space"], "iterations": STEPS}}
+    rule = {"name": "async_hyperband", "grace_period": EVERY, "promotion": True}
+    spec = SweepSpec.model_validate({**text, "scheduler": rule, "report_every_steps": EVERY})
+    monkeypatch.setattr("sweeps.driver.SweepSpec.model_validate", lambda _spec: spec)
+    monkeypatch.setattr("sweeps.driver.write_report", lambda *_: {})
+    store = open_store(home)
+    submit(store)
+    go_to(store, store.attempts.begin(TRIAL), EVERY, accuracy=0.25)
+    assert Schedule(spec, store).decide(TRIAL)
+    assert store.rungs.set_aside(TRIAL)
+    if wish:
+        ask(SWEEP, wish, store, home)
+    else:
+        drive(SWEEP, store, home)
+    row = store.trial(TRIAL)
+    assert row is not None
+    assert row.state == state
+    assert row.reason.startswith(reason)
+    assert row.charged_iterations == EVERY
+    settled = store.ledger.reservation(TRIAL).state
+    assert settled == ("open" if wish is Wish.PAUSE else "closed")
+    assert store.sweep(SWEEP).state == ("PAUSED" if wish is Wish.PAUSE else "COMPLETED")

@@ -8,6 +8,7 @@ from sweeps.database.store import open_store
 from sweeps.driver import proposals_of
 from sweeps.errors import SweepError
 from sweeps.home import Home
+from sweeps.schedule import Schedule
 from sweeps.service import make_plan, record
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
@@ -51,6 +52,7 @@ def queue_of(spec, sweep_id, store, home, limit=100):
         sweep_id,
         store,
         waiting=store.runnable(sweep_id),
+        schedule=Schedule(spec, store),
         proposals=proposals_of(spec, sweep_id, store, home),
         limit=limit,
     )

@@ -12,9 +12,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store, open_store
 from sweeps.database.tables import reading, rungs, trials, writing
-from sweeps.errors import StoreError
+from sweeps.errors import HaltedError, StoreError
 from sweeps.home import Home
-from sweeps.search import asha
+from sweeps.search import asha, median
 from tests.sweeps.database.small_sweep import (
     FIRST,
     METRICS,
@@ -220,3 +220,181 @@ def test_a_completed_trial_stays_in_the_comparison(store: Store) -> None:
     run_to(store, 10, OTHER, accuracy=0.2)
     assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
     assert state_of(store) == "COMPLETED"
+
+
+# -- at every report -------------------------------------------------------------------------
+
+
+def as_good_as_half(best: float, means: Sequence[float]) -> bool:
+    return median.goes_on(best, means, 1)
+
+
+def test_at_every_report_a_trial_is_compared_with_the_means_of_the_others(store: Store) -> None:
+    attempt = run_to(store, 10, accuracy=0.25)
+    for step, accuracy in ((20, 0.5), (30, 1.0), (40, 0.0)):
+        go_to(store, attempt, step, accuracy=accuracy)
+    assert store.rungs.decide_by_means(TRIAL, 20, as_good_as_half) is TrialState.RUNNING
+    assert decided(store) == [(20, 20, 0.5, True), (30, 30, 1.0, True), (40, 40, 1.0, True)]
+    other = run_to(store, 10, OTHER, accuracy=0.625)
+    go_to(store, other, 20, accuracy=0.0)
+    # Its best is from before the grace period; the other's mean is not.
+    assert store.rungs.decide_by_means(OTHER, 20, as_good_as_half) is TrialState.RUNNING
+    go_to(store, other, 30, accuracy=0.5)
+    assert store.rungs.decide_by_means(OTHER, 20, as_good_as_half) is TrialState.PRUNED
+    assert decided(store, OTHER) == [(20, 20, 0.625, True), (30, 30, 0.625, False)]
+    assert row_of(store, OTHER).reason == (
+        "the best eval_accuracy up to step 30, 0.6250, was below the median of the 1 other "
+        "trials' means up to there, 0.7500"
+    )
+    assert store.ledger.reservation(OTHER).committed == 30
+    assert store.rungs.decide_by_means(OTHER, 20, never) is TrialState.PRUNED
+    assert store.rungs.decide_by_means(TRIAL, 20, never) is TrialState.RUNNING
+
+
+def test_whose_means_count_at_a_report(empty_store: Store) -> None:
+    empty_store.create_sweep(a_sweep(), [a_trial(number) for number in range(6)])
+    behind, broken, asked_for, again, ended, last = (f"s-1-00{n}" for n in range(6))
+    run_to(empty_store, 10, behind, accuracy=0.125)
+    attempt = run_to(empty_store, 10, broken, accuracy=float("nan"))
+    go_to(empty_store, attempt, 20, accuracy=0.25)
+    run_to(empty_store, 20, asked_for, accuracy=0.375)
+    with writing(empty_store.ledger.engine) as connection:
+        change = trials.update().where(trials.c.trial_id == asked_for)
+        connection.execute(change.values(exempt=True))
+    run_to(empty_store, 20, again, accuracy=0.5)
+    run_to(empty_store, 20, again, accuracy=1.0, branch=a_branch(2))
+    run_to(empty_store, 30, ended, accuracy=0.75)
+    empty_store.end_trial(ended, TrialState.CANCELLED)
+    run_to(empty_store, 20, last, accuracy=float("nan"))
+    seen: list[tuple[float, list[float]]] = []
+    empty_store.rungs.decide_by_means(
+        last, 10, lambda best, means: not seen.append((best, sorted(means)))
+    )
+    # Of who has no report in between nothing is known but that it came further.
+    assert seen == [(float("-inf"), [0.5])]
+    empty_store.rungs.decide_by_means(again, 10, lambda best, _: not seen.append((best, [])))
+    assert seen[1:] == [(0.5, [])]
+    assert empty_store.rungs.decide_by_means(asked_for, 10, never) is TrialState.RUNNING
+
+
+def test_a_decision_that_was_missed_is_made_of_a_trial_that_somebody_set_aside(
+    store: Store,
+) -> None:
+    run_to(store, 10, accuracy=0.9)
+    attempt = run_to(store, 10, OTHER, accuracy=0.2)
+    store.attempts.pause(attempt)
+    assert store.rungs.decide(TRIAL, RUNGS, best_half) is TrialState.RUNNING
+    assert store.rungs.decide(OTHER, RUNGS, best_half) is TrialState.PRUNED
+    assert store.ledger.reservation(OTHER).committed == 10
+
+
+# -- waiting at a rung -----------------------------------------------------------------------
+
+
+def best_half_waits(utility: float, others: Sequence[float]) -> bool:
+    return len(others) in halves([*others, utility])
+
+
+def halves(utilities: Sequence[float]) -> list[int]:
+    return asha.best(utilities, 2)
+
+
+def decide(store: Store, trial_id: str) -> TrialState:
+    return store.rungs.decide(trial_id, RUNGS, best_half_waits, may_wait=True)
+
+
+def waiting(store: Store) -> list[str]:
+    return [row.trial_id for row in store.rungs.waiting("s-1")]
+
+
+def test_who_is_not_among_the_best_is_set_aside_by_its_worker_until_it_is(store: Store) -> None:
+    attempt = run_to(store, 10, accuracy=0.5)
+    assert decide(store, TRIAL) is TrialState.RUNNING
+    assert decided(store) == [(10, 10, 0.5, False)]
+    assert store.attempts.is_to_wait(attempt)
+    assert waiting(store) == [], "its worker has yet to write its checkpoint"
+    store.attempts.checkpoint(attempt, 10, "/somewhere")
+    store.attempts.wait(attempt)
+    row = row_of(store)
+    assert (row.state, row.charged_iterations) == ("PAUSED", 10)
+    assert (
+        row.reason == "waits at step 10 until it is among the best of those that have reached it"
+    )
+    assert store.ledger.reservation(TRIAL).state == "open"
+    assert store.sweep("s-1").wish == "", "the sweep goes on"
+    assert waiting(store) == [TRIAL]
+    assert [row.trial_id for row in store.runnable("s-1")] == [OTHER]
+    with pytest.raises(HaltedError, match="waits at step 10"):
+        store.attempts.begin(TRIAL)
+    assert store.rungs.promote("s-1", halves) is None
+
+    worse = run_to(store, 10, OTHER, accuracy=0.4)
+    decide(store, OTHER)
+    store.attempts.wait(worse)
+    assert store.rungs.promotable("s-1", halves) == TRIAL
+    assert store.rungs.promote("s-1", halves) == TRIAL
+    assert store.rungs.promotable("s-1", halves) is None
+    assert (waiting(store), row_of(store).reason) == ([OTHER], "")
+    # Whoever drives next takes it up first, if its driver died in this moment.
+    assert [row.trial_id for row in store.runnable("s-1")] == [TRIAL]
+    again = store.attempts.begin(TRIAL)
+    go_to(store, again, 20, accuracy=0.6)
+    assert decide(store, TRIAL) is TrialState.RUNNING
+    assert decided(store) == [(10, 10, 0.5, True), (20, 20, 0.6, False)]
+
+
+def test_a_worker_that_dies_before_it_has_set_its_trial_aside(store: Store) -> None:
+    run_to(store, 10, accuracy=0.5)
+    decide(store, TRIAL)
+    with pytest.raises(HaltedError, match="waits at step 10"):
+        store.attempts.begin(TRIAL)
+    assert waiting(store) == [TRIAL]
+    run_to(store, 10, OTHER, accuracy=0.6)
+    store.rungs.decide(OTHER, RUNGS, lambda *_: False, may_wait=True)
+    # Its driver died, and nobody begins it.
+    assert store.rungs.set_aside(OTHER)
+    assert waiting(store) == [TRIAL, OTHER]
+
+
+def test_who_is_among_the_best_goes_on_and_nothing_is_decided_twice(store: Store) -> None:
+    store.attempts.wait(waits := run_to(store, 10, accuracy=0.5))
+    assert not store.attempts.is_to_wait(waits), "nothing was decided"
+    decide(store, TRIAL)
+    run_to(store, 10, OTHER, accuracy=0.6)
+    assert decide(store, OTHER) is TrialState.RUNNING
+    assert decided(store, OTHER) == [(10, 10, 0.6, True)]
+    assert not store.rungs.set_aside(OTHER)
+    for trial_id in (TRIAL, OTHER):
+        store.rungs.decide(trial_id, RUNGS, never, may_wait=True)
+
+
+def test_what_a_person_sets_aside_waits_for_the_person(store: Store) -> None:
+    attempt = run_to(store, 5)
+    store.attempts.pause(attempt)
+    assert waiting(store) == []
+    assert [row.trial_id for row in store.runnable("s-1")] == [TRIAL, OTHER]
+    assert not store.rungs.set_aside(TRIAL)
+
+
+def test_a_utility_that_is_not_finite_is_never_promoted(store: Store) -> None:
+    store.rungs.decide(TRIAL, [], never)
+    for trial_id, accuracy in ((TRIAL, float("nan")), (OTHER, 0.1)):
+        run_to(store, 10, trial_id, accuracy=accuracy)
+        decide(store, trial_id)
+        assert store.rungs.set_aside(trial_id)
+    assert store.rungs.promotable("s-1", lambda utilities: range(len(utilities))) == OTHER
+
+
+def test_one_that_waited_in_vain_is_pruned_and_may_go_on_at_a_persons_word(full: Store) -> None:
+    run_to(full, 10)
+    decide(full, TRIAL)
+    full.rungs.set_aside(TRIAL)
+    full.end_trial(TRIAL, TrialState.PRUNED)
+    assert full.ledger.reservation(TRIAL).committed == 10
+    full.readmit({TRIAL: None})
+    assert waiting(full) == []
+    assert TRIAL in [row.trial_id for row in full.runnable("s-1")]
+    attempt = full.attempts.begin(TRIAL)
+    go_to(full, attempt, 20, accuracy=0.0)
+    assert full.rungs.decide(TRIAL, RUNGS, never, may_wait=True) is TrialState.RUNNING
+    assert not full.attempts.is_to_wait(attempt)

@@ -62,10 +62,11 @@ def test_sums_of_loss_distributions_are_refused_under_adaptive_choice(policy):
     assert "allowed: rdp" in found
 
 
-def test_selection_allows_no_scheduler_that_compares():
+@pytest.mark.parametrize("name", ["async_hyperband", "median_stopping_rule"])
+def test_selection_allows_no_scheduler_that_compares(name):
     text = spec_of("private_selection", SELECTION)
-    found = refusals(text + "scheduler: {name: async_hyperband, grace_period: 25}\n")
-    assert "scheduler.name: async_hyperband is not allowed under private_selection" in found
+    found = refusals(text + f"scheduler: {{name: {name}, grace_period: 25}}\n")
+    assert f"scheduler.name: {name} is not allowed under private_selection" in found
     assert "allowed: fifo" in found
 
 

@@ -14,6 +14,7 @@ from sweeps.spec.sweep_spec import SweepSpec
 from tests.sweeps.spec.spec_text import GOOD, GOOD_DATA, good, refusal
 
 NUMBER_DOMAINS = "grid_search, choice, uniform, loguniform, quniform, randint, lograndint"
+ASHA = "{name: async_hyperband, grace_period: 25, reduction_factor: 3}"
 LR = "  learning_rate: {grid_search: [0.1, 1, 8]}"
 
 BAD = [
@@ -344,7 +345,8 @@ BAD = [
     ),
     (
         good("name: async_hyperband, "),
-        "x.yaml:20:1: scheduler.name: is missing; allowed: one of async_hyperband, fifo",
+        "x.yaml:20:1: scheduler.name: is missing; allowed: one of async_hyperband, fifo, "
+        "median_stopping_rule",
     ),
     (
         good("name: async_hyperband", "name: fifo").replace(", reduction_factor: 3", ""),
@@ -356,7 +358,7 @@ BAD = [
     ),
     (
         good("scheduler: {", "scheduler: fifo #"),
-        "x.yaml:20:12: scheduler: 'fifo' is not allowed; allowed: {name: fifo} or {name: async_",
+        "x.yaml:20:12: scheduler: 'fifo' is not allowed; allowed: {name: fifo}, {name: async_",
     ),
     (
         good("report_every_steps: 25", "report_every_steps: 0"),
@@ -379,6 +381,31 @@ BAD = [
     (
         good("grace_period: 25", "grace_period: 150"),
         "x.yaml:20:50: scheduler.grace_period: 150 is not allowed; allowed: from ",
+    ),
+    (
+        good("reduction_factor: 3", "promotion: 1"),
+        "x.yaml:20:65: scheduler.promotion: 1 is not allowed; allowed: true or false",
+    ),
+    (
+        good(ASHA, "{name: median_stopping_rule, grace_period: 20}"),
+        "x.yaml:20:55: scheduler.grace_period: 20 is not allowed; allowed: from "
+        "report_every_steps, 25, to below the most iterations, 150",
+    ),
+    (
+        good(ASHA, "{name: median_stopping_rule, grace_period: 150}"),
+        "x.yaml:20:55: scheduler.grace_period: 150 is not allowed; allowed: from ",
+    ),
+    (
+        good(ASHA, "{name: median_stopping_rule}"),
+        "x.yaml:20:1: scheduler.grace_period: is missing",
+    ),
+    (
+        good(ASHA, "{name: median_stopping_rule, grace_period: 25, min_samples_required: 0}"),
+        "x.yaml:20:81: scheduler.min_samples_required: 0 is not allowed; allowed: a whole",
+    ),
+    (
+        good(ASHA, "{name: median_stopping_rule, grace_period: 25, hard_stop: false}"),
+        "x.yaml:20:59: scheduler.hard_stop: unknown key; allowed: name, grace_period, min_sampl",
     ),
     (
         good("150", "{choice: [10, 150]}"),

@@ -1,0 +1,82 @@
+"""Whether a trial goes on: a sweep's scheduler, as rules that are asked and rows that remember.
+
+It holds nothing itself, so whoever drives the sweep next decides alike.
+"""
+
+from collections.abc import Sequence
+
+from sweeps.database.states import TrialState
+from sweeps.database.store import Store
+from sweeps.search import asha, median
+from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, MedianStoppingRuleSpec
+from sweeps.spec.sweep_spec import SweepSpec
+
+
+class Schedule:
+    """Decides on the trials of a sweep.
+
+    Args:
+        spec: The sweep's specification.
+        store: The driver's own.
+    """
+
+    def __init__(self, spec: SweepSpec, store: Store) -> None:
+        self._spec, self._store = spec.scheduler, store
+        self._max_iterations = int(spec.search_space.iterations.bounds()[1])
+
+    @property
+    def promotes(self) -> bool:
+        """Whether trials wait at rungs until they may go on."""
+        return isinstance(self._spec, AsyncHyperBandSpec) and self._spec.promotion
+
+    def promotable(self, sweep_id: str) -> str | None:
+        """Which trial that waits at a rung may go on first; None if none may now."""
+        return self._store.rungs.promotable(sweep_id, self._best) if self.promotes else None
+
+    def promote(self, sweep_id: str) -> str | None:
+        """Lets the trial go on that `promotable` names; gives its id."""
+        return self._store.rungs.promote(sweep_id, self._best) if self.promotes else None
+
+    def _best(self, utilities: Sequence[float]) -> list[int]:
+        assert isinstance(self._spec, AsyncHyperBandSpec)
+        return asha.best(utilities, self._spec.reduction_factor)
+
+    def may_be_taken_up(self, trial_id: str) -> bool:
+        """Whether a trial that nobody works on goes on now; one that is to wait is set aside."""
+        return self.decide(trial_id) and not self._store.rungs.set_aside(trial_id)
+
+    def decide(self, trial_id: str) -> bool:
+        """Makes the decisions on a trial that its reports ask for and nobody has made yet.
+
+        Returns:
+            False if it is pruned. One that is to wait at a rung is set aside by its worker.
+
+        Raises:
+            StoreError: If there is no such trial.
+            DatabaseError: If the database fails; what was not decided is decided the next time.
+        """
+        spec, rungs = self._spec, self._store.rungs
+        if isinstance(spec, AsyncHyperBandSpec):
+            factor = spec.reduction_factor
+
+            def goes_on(utility: float, others: Sequence[float]) -> bool:
+                if spec.promotion:
+                    return len(others) in asha.best([*others, utility], factor)
+                return asha.goes_on(utility, others, factor)
+
+            state = rungs.decide(
+                trial_id,
+                asha.milestones(spec.grace_period, self._max_iterations, factor),
+                goes_on,
+                may_wait=spec.promotion,
+            )
+        elif isinstance(spec, MedianStoppingRuleSpec):
+            fewest = spec.min_samples_required
+            state = rungs.decide_by_means(
+                trial_id,
+                spec.grace_period,
+                lambda best, means: median.goes_on(best, means, fewest),
+            )
+        else:
+            return True
+        return state is not TrialState.PRUNED

@@ -1,0 +1,141 @@
+"""A sweep on a virtual clock: made-up workers run recorded curves, and only the rows are real.
+
+Each worker takes one trial at a time from the queue that the driver uses, and reports as much
+later as the trial's pace says. Nothing sleeps: the next report is the one whose time comes first.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from sweeps.database.attempts import Attempt
+from sweeps.database.states import TrialState
+from sweeps.database.store import Store, open_store
+from sweeps.database.tables import reading, rungs, trials
+from sweeps.home import Home
+from sweeps.schedule import Schedule
+from sweeps.spec.sweep_spec import SweepSpec
+from sweeps.trial_queue import TrialQueue
+from tests.sweeps.database.small_sweep import PLAN, SWEEP, a_sweep, a_trial, go_to
+from tests.sweeps.spec.spec_text import GOOD_DATA
+
+EVERY = 10
+REPORTS = PLAN // EVERY
+SPACE = {**GOOD_DATA["search_space"], "iterations": PLAN}
+
+
+class Event(NamedTuple):
+    """A trial was taken up at a step, or reported one."""
+
+    time: float
+    what: str
+    number: int
+    step: int
+
+
+@dataclasses.dataclass
+class VirtualSweep:
+    """One sweep, to its end.
+
+    Attributes:
+        home: Where its database is.
+        scheduler: The section of the specification.
+        curves: By trial, the utility at each of `REPORTS` reports, `EVERY` steps apart.
+        paces: By trial, the time from one report to the next.
+        workers: How many there are.
+        on_report: Told of every report before it is decided on: number, step, utility.
+    """
+
+    home: Home
+    scheduler: Mapping[str, Any]
+    curves: Sequence[Sequence[float]]
+    paces: Sequence[float]
+    workers: int
+    on_report: Callable[[int, int, float], None] = lambda *_: None
+
+    def run(self, crash_at: Collection[int] = ()) -> list[Event]:
+        """Everything that happens, in order.
+
+        Args:
+            crash_at: After so many reports the driver dies with all that it knows, before it has
+                seen the last one. What the workers had under way is as far with the next driver.
+        """
+        store = open_store(self.home)
+        store.create_sweep(a_sweep(), [a_trial(number) for number in range(len(self.curves))])
+        queue, schedule = self._driver(store)
+        numbers = {row.trial_id: row.number for row in store.trials(SWEEP)}
+        steps = dict.fromkeys(numbers, 0)
+        attempts: dict[str, Attempt] = {}
+        due: dict[str, float] = {}  # when those that run report next
+        before_crash: dict[str, float] = {}
+        events: list[Event] = []
+        now, reports = 0.0, 0
+        while True:
+            while len(due) < self.workers and (trial_id := queue.take()) is not None:
+                number = numbers[trial_id]
+                if trial_id not in before_crash:
+                    events.append(Event(now, "taken up", number, steps[trial_id]))
+                due[trial_id] = before_crash.pop(trial_id, now + self.paces[number])
+                attempts[trial_id] = store.attempts.begin(trial_id)
+            before_crash.clear()
+            if not due:
+                break
+            now, number, trial_id = min((at, numbers[name], name) for name, at in due.items())
+            del due[trial_id]
+            reports += 1
+            step = steps[trial_id] = steps[trial_id] + EVERY
+            utility = self.curves[number][step // EVERY - 1]
+            events.append(Event(now, "reported", number, step))
+            end = TrialState.COMPLETED if step == PLAN else None
+            go_to(store, attempts[trial_id], step, accuracy=utility, end=end)
+            self.on_report(number, step, utility)
+            if reports in crash_at:
+                if end is None:
+                    due[trial_id] = now + self.paces[number]
+                before_crash, due = due, {}
+                store.ledger.close()
+                store = open_store(self.home)
+                store.take_over(SWEEP, "another")
+                queue, schedule = self._driver(store)
+                continue
+            if end is None and schedule.decide(trial_id):
+                if store.attempts.is_to_wait(attempts[trial_id]):
+                    store.attempts.wait(attempts[trial_id])
+                else:
+                    due[trial_id] = now + self.paces[number]
+            if trial_id not in due:
+                queue.put_down()
+        assert queue.is_over()
+        assert not store.runnable(SWEEP)
+        store.ledger.close()
+        return events
+
+    def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
+        text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
+        spec = SweepSpec.model_validate({**text, "scheduler": self.scheduler})
+        schedule = Schedule(spec, store)
+        waiting = store.runnable(SWEEP)
+        queue = TrialQueue(
+            spec, SWEEP, store, waiting=waiting, schedule=schedule, proposals=None, limit=1000
+        )
+        return queue, schedule
+
+
+class RungRow(NamedTuple):
+    """A decision."""
+
+    number: int
+    rung: int
+    step: int
+    utility: float | None
+    goes_on: bool
+
+
+def rung_table(store: Store) -> list[RungRow]:
+    """What was decided in a sweep, in the order in which it was."""
+    columns = (trials.c.number, rungs.c.rung, rungs.c.step, rungs.c.utility, rungs.c.goes_on)
+    query = sa.select(*columns).join(trials, trials.c.trial_id == rungs.c.trial_id)
+    with reading(store.ledger.engine) as connection:
+        return [RungRow(*row) for row in connection.execute(query.order_by(rungs.c.decided_at))]
