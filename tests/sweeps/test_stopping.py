@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from accounting import DpSgdMechanism
 from sweeps.database.states import TrialState
 from sweeps.driver import drive
+from sweeps.schedule import Schedule
+from sweeps.spec.stop_spec import StopSpec
 from sweeps.stopping import busy_secs, why_to_stop
-from tests.sweeps.fork_parents import row_of
+from tests.sweeps.fork_parents import MEASURED, branch, row_of
 from tests.sweeps.test_proposals import SPEC, queue_of, ran, submitted
 
 LISTED = {"num_samples": 3}
@@ -159,3 +161,25 @@ def test_a_search_proposes_nothing_once_a_rule_holds():
         drive(sweep_id, store, home)
     assert len(store.trials(sweep_id)) == 2
     assert store.sweep(sweep_id).reason.startswith("stop.utility: 0.9500 was reached")
+
+
+def test_none_that_waits_at_a_rung_goes_on_once_a_rule_holds():
+    scheduler = {
+        "name": "async_hyperband", "grace_period": 5, "reduction_factor": 2, "promotion": True,
+    }  # fmt: skip
+    spec, sweep_id, store, home = begun({}, scheduler=scheduler)
+    schedule = Schedule(spec, store)
+    ids = [row.trial_id for row in store.trials(sweep_id)]
+    for trial_id, accuracy in zip(ids, (0.9, 0.5, 0.4), strict=True):
+        attempt = store.attempts.begin(trial_id)
+        store.attempts.charge(attempt, branch(1), 5)
+        measured = {**MEASURED, "eval_accuracy": accuracy}
+        store.attempts.report(attempt, branch(1).branch_id, 5, measured)
+        schedule.decide(trial_id)
+        store.rungs.set_aside(trial_id)
+    assert schedule.promotable(sweep_id) == ids[0], "it is the better half of those three"
+    assert not queue_of(spec, sweep_id, store, home).is_over()
+    ruled = spec.model_copy(update={"stop": StopSpec(utility=0.9)})
+    queue = queue_of(ruled, sweep_id, store, home)
+    assert queue.is_over()
+    assert queue.take() is None
