@@ -6,9 +6,12 @@ Its errors are said shortly, and are of two kinds: MLflow is away, or it refused
 import dataclasses
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
+
+import sqlalchemy as sa
 
 from sweeps.errors import RefusedError, TrackingError
 from sweeps.home import Home
@@ -64,6 +67,27 @@ class Run:
     metric_names: frozenset[str]
 
 
+def _make_whole(uri: str, client: Callable[..., object]) -> None:
+    """Makes a local store's file where there is none, with every table or not at all.
+
+    MLflow makes its tables in many steps. If its process dies in between, no MLflow can open what
+    it leaves.
+    """
+    path = Path(sa.make_url(uri).database or "")
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="mlflow-new-") as folder:
+        new = Path(folder, path.name)
+        client(tracking_uri=f"sqlite:///{new}")
+        try:
+            os.link(new, path)
+        except FileExistsError:  # somebody else was quicker
+            return
+        except OSError:  # a file system without links
+            new.rename(path)
+
+
 class Mlflow:
     """A connection to MLflow. To make one imports MLflow, and for a local store its tables.
 
@@ -89,6 +113,7 @@ class Mlflow:
         if home.uses_local_mlflow:
             home.create()
             self._artifact_location = home.artifacts_dir.as_uri()
+            self._ask(_make_whole, home.mlflow_uri, mlflow.MlflowClient)
         self._client = self._ask(mlflow.MlflowClient, tracking_uri=home.mlflow_uri)
 
     def experiment_id(self, name: str) -> str:

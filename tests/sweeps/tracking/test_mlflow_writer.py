@@ -1,6 +1,7 @@
 """What MLflow hears, read back through MLflow itself: all of it, and nothing private."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -300,6 +301,28 @@ def run_python(code: str, **variables: str) -> "subprocess.CompletedProcess[str]
 def test_mlflow_is_not_imported_before_it_is_needed() -> None:
     code = "import sys, sweeps.tracking.mlflow_writer; print('mlflow' in sys.modules)"
     assert run_python(code).stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_who_is_killed_while_mlflow_makes_its_tables_leaves_none(place: Place) -> None:
+    create(place.store, a_trial(0))
+    (place.home.path / "mlflow.db").unlink()
+    code = (
+        "import os, signal\n"
+        "import sqlalchemy as sa\n"
+        "from sweeps.home import Home\n"
+        "from sweeps.tracking.mlflow_client import Mlflow\n"
+        "@sa.event.listens_for(sa.Engine, 'before_cursor_execute')\n"
+        "def die(connection, cursor, statement, *more):\n"
+        "    if statement.strip().startswith('DROP TABLE'):\n"  # a table is rebuilt
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Mlflow(Home.from_environment())\n"
+    )
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run_python(code, **{HOME_VARIABLE: str(place.home.path)})
+    assert caught.value.returncode == -signal.SIGKILL
+    place.writer().deliver()
+    assert place.store.outbox.count_undelivered() == 0
 
 
 @pytest.mark.slow
