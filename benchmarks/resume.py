@@ -8,12 +8,7 @@ Every figure of MLflow is a ratio of two things measured in the same run, or a c
 exact. Those of the driver are seconds, most of which workers spend on importing JAX and Ray.
 """
 
-import argparse
 import dataclasses
-import datetime
-import json
-import os
-import platform
 import secrets
 import socket
 import statistics
@@ -31,10 +26,9 @@ sys.path = [str(_HERE.parent), *(p for p in sys.path if Path(p).resolve() != _HE
 
 import mlflow
 from rich.console import Console
-from rich.table import Table
 
 from accounting import BudgetTerms
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, arguments, conclude
 from benchmarks.resume_driver import driver_killed, long_sweep
 from sweeps.database.admitting import NewTrial
 from sweeps.database.store import NewSweep, Store, open_store
@@ -296,40 +290,14 @@ PARTS = {
 
 def main() -> None:
     """Measures, prints a table, and exits with 1 if a limit was missed."""
-    parser = argparse.ArgumentParser(description="How soon a sweep goes on.")
-    parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; repeat")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
-    chosen = parser.parse_args()
+    asked = arguments("How soon a sweep goes on.", PARTS)
     notes = Console(stderr=True)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, notes.status("…") as status:
-        for name in chosen.only or PARTS:
+        for name in asked.only or PARTS:
             figures += PARTS[name](Path(folder), status.update)
-    where = f"{platform.processor() or platform.machine()} ({os.cpu_count()} CPUs)"
-    table = Table(
-        title=f"Going on, {where}, mlflow {mlflow.__version__}, Python {platform.python_version()}"
-    )
-    for column in ("figure", "measured", "at most", "", "of"):
-        table.add_column(column)
-    for figure in figures:
-        reached = "yes" if figure.reached else "NO"
-        table.add_row(
-            figure.name, f"{figure.value:.3g}", f"{figure.limit:g}", reached, figure.note
-        )
-    rows = [{**dataclasses.asdict(figure), "reached": figure.reached} for figure in figures]
-    record = {"device": where, "mlflow": mlflow.__version__, "figures": rows}
-    if chosen.json:
-        sys.stdout.write(json.dumps(record, indent=2) + "\n")
-    else:
-        Console().print(table)
-    if chosen.save:
-        today = datetime.date.today().isoformat()
-        target = _HERE / "results" / f"resume-cpu-{today}"
-        target.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-        with target.with_suffix(".md").open("w") as file:
-            Console(file=file, width=160).print(table)
-    sys.exit(not all(figure.reached for figure in figures))
+    versions = {"mlflow": mlflow.__version__}
+    conclude(figures, asked, name="resume", title="Going on", versions=versions)
 
 
 if __name__ == "__main__":

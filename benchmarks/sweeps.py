@@ -14,14 +14,11 @@ begins its next one. *Training* is the time inside the trainer's steps. What is 
 taking a trial up and down, reports with their charges, evaluation, checkpoints, and Tune.
 """
 
-import argparse
 import dataclasses
-import datetime
 import itertools
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -43,9 +40,8 @@ import numpy as np
 import ray
 import sqlalchemy as sa
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.figures import Figure
+from benchmarks.figures import Figure, arguments, conclude
 from benchmarks.sweeps_watch import FOLDER_VARIABLE, STEP_PROGRAM, Worker, read
 from sweeps.admission import prepare_dataset
 from sweeps.database.store import open_store
@@ -450,41 +446,16 @@ def _call(command: list[str], environment: Mapping[str, str]) -> str:
 
 def main() -> None:
     """Measures, prints a table, and exits with 1 if a limit was missed."""
-    parser = argparse.ArgumentParser(description="What a sweep adds to its training.")
-    parser.add_argument("--only", action="append", choices=list(PARTS), help="one part; repeat")
-    parser.add_argument("--json", action="store_true", help="figures as JSON on standard output")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
-    chosen = parser.parse_args()
+    asked = arguments("What a sweep adds to its training.", PARTS)
     notes = Console(stderr=True)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, notes.status("…") as status:
-        for name in chosen.only or PARTS:
+        for name in asked.only or PARTS:
             part = Path(folder, name)
             part.mkdir()
             figures += PARTS[name](part, status.update)
-    where = f"{platform.processor() or platform.machine()} ({os.cpu_count()} CPUs)"
-    table = Table(title=f"Sweeps, {where}, Ray {ray.__version__}, mlflow {mlflow.__version__}")
-    for column in ("figure", "measured", "at most", "", "of"):
-        table.add_column(column)
-    for figure in figures:
-        reached = "yes" if figure.reached else "NO"
-        table.add_row(
-            figure.name, f"{figure.value:.3g}", f"{figure.limit:g}", reached, figure.note
-        )
-    rows = [{**dataclasses.asdict(figure), "reached": figure.reached} for figure in figures]
     versions = {"ray": ray.__version__, "mlflow": mlflow.__version__}
-    result = {"device": where, **versions, "figures": rows}
-    if chosen.json:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    else:
-        Console().print(table)
-    if chosen.save:
-        today = datetime.date.today().isoformat()
-        target = _HERE / "results" / f"sweeps-cpu-{today}"
-        target.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        with target.with_suffix(".md").open("w") as file:
-            Console(file=file, width=160).print(table)
-    sys.exit(not all(figure.reached for figure in figures))
+    conclude(figures, asked, name="sweeps", title="Sweeps", versions=versions)
 
 
 if __name__ == "__main__":
