@@ -1,5 +1,4 @@
 import json
-import logging
 import math
 import pathlib
 import subprocess
@@ -28,6 +27,7 @@ from accounting.mechanism import (
     SampledGaussian,
     TruncatedDpSgdMechanism,
 )
+from accounting.renyi import epsilon_of_rdp, step_rdp
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "epsilon.json"
 CASES: list[dict[str, Any]] = json.loads(GOLDEN.read_text(encoding="utf-8"))["cases"]
@@ -56,8 +56,8 @@ def test_golden_values(case: dict[str, Any]) -> None:
     assert pld <= max(values) * (1 + 5e-4) + 6e-4
     assert pld >= min(values) * (1 - 5e-4) - 6e-4
     assert pld <= case["pld"] * (1 + 5e-4) + 6e-4
-    if "rdp" in case:
-        assert rdp == pytest.approx(case["rdp"], rel=5e-4, abs=6e-4)
+    if "rdp" in case:  # the sources look at fewer orders
+        assert rdp <= case["rdp"] * (1 + 5e-4) + 6e-4
     if "prv" in case:
         value, error = case["prv"]
         assert value - error <= pld <= value + error
@@ -66,13 +66,37 @@ def test_golden_values(case: dict[str, Any]) -> None:
 
 def test_agrees_with_the_library_accountants() -> None:
     mechanism = run(1.2, 0.02, 500)
-    rdp = dp_accounting.rdp.RdpAccountant()
     pld = dp_accounting.pld.PLDAccountant()
-    rdp.compose(mechanism.dp_event())
     pld.compose(mechanism.dp_event())
-    # Differences: the margins for rounding errors, upward.
-    assert 0 <= epsilon(mechanism, delta=1e-6, accountant="rdp") - rdp.get_epsilon(1e-6) < 1e-9
     assert epsilon(mechanism, delta=1e-6) == pytest.approx(pld.get_epsilon(1e-6), rel=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("noise", "prob", "iterations", "delta"),
+    [
+        (1.2, 0.02, 500, 1e-6),
+        (1.0, 1e-4, 100_000, 1e-5),
+        (20.0, 0.5, 10_000, 1e-8),
+        (0.6, 0.01, 300, 1e-5),
+        (60.0, 0.001, 2_000, 1e-6),
+        (3.0, 0.999, 50, 1e-3),
+    ],
+)
+@pytest.mark.slow
+def test_rdp_is_the_least_over_all_orders(
+    noise: float, prob: float, iterations: int, delta: float
+) -> None:
+    step = SampledGaussian(noise_multiplier=noise, sampling_prob=prob)
+    ours = bounds.rdp_bound(((step, iterations),), delta)
+    library = dp_accounting.rdp.RdpAccountant()
+    library.compose(step.dp_event(), iterations)
+    # Never above what the library finds at its own orders, but for margins for rounding.
+    assert ours <= library.get_epsilon(delta) * (1 + 1e-6)
+    least = min(
+        epsilon_of_rdp(iterations * step_rdp(step, order), delta, order)
+        for order in [*np.geomspace(1.02, 64, 8000).tolist(), *map(float, range(65, 1025))]
+    )
+    assert ours == pytest.approx(least, rel=1e-5)
 
 
 @settings(derandomize=True, deadline=None, max_examples=15)
@@ -290,14 +314,6 @@ def test_truncated_batches_are_accounted_by_pld_alone() -> None:
     assert epsilon(mechanism, delta=1e-5) == pytest.approx(1.832, rel=1e-3)
     with pytest.raises(InvalidPrivacyParameter, match="accountant must be 'pld'"):
         epsilon(mechanism, delta=1e-5, accountant="rdp")
-
-
-def test_the_library_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    # Fractional orders do not converge here; the library logs a line for each.
-    absl = logging.getLogger("absl")
-    epsilon(run(20, 0.5, 7), delta=1e-5, accountant="rdp")
-    assert caplog.records == []
-    assert not absl.filters
 
 
 def test_importing_the_package_does_not_load_the_library() -> None:

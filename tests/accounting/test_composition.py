@@ -279,26 +279,29 @@ def test_order_and_number_types_do_not_matter() -> None:
 
 
 def test_lists_agree_with_the_library() -> None:
-    library: Any = dp_accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
-    rdp: Any = dp_accounting.rdp.RdpAccountant()
-    for step, count in ((A, 300), (B, 20), (C, 2000)):
-        library.compose(step.dp_event(), count)
-        rdp.compose(step.dp_event(), count)
-    ours = epsilon_of_list({A: 300, B: 20, C: 2000}, delta=DELTA)
-    assert ours == pytest.approx(library.get_epsilon(DELTA), rel=2e-3)
-    by_rdp = epsilon_of_list({A: 300, B: 20, C: 2000}, delta=DELTA, accountant="rdp")
-    assert by_rdp == pytest.approx(rdp.get_epsilon(DELTA), rel=1e-9)
-    assert ours < by_rdp
+    by_pld: Any = dp_accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
+    by_rdp: Any = dp_accounting.rdp.RdpAccountant()
+    parts: dict[Step, int] = {A: 300, B: 20, C: 2000}
+    for step, count in parts.items():
+        by_pld.compose(step.dp_event(), count)
+        by_rdp.compose(step.dp_event(), count)
+    ours = epsilon_of_list(parts, delta=DELTA)
+    assert ours == pytest.approx(by_pld.get_epsilon(DELTA), rel=2e-3)
+    ours_by_rdp = epsilon_of_list(parts, delta=DELTA, accountant="rdp")
+    # The library looks at fewer orders.
+    assert by_rdp.get_epsilon(DELTA) * (1 - 1e-3) <= ours_by_rdp <= by_rdp.get_epsilon(DELTA)
+    assert ours < ours_by_rdp
 
 
-def test_long_lists_by_rdp_are_close_to_the_whole_curve() -> None:
-    steps = {gaussian(0.01, 1 + tenth / 10): 100 for tenth in range(8)}
+def test_long_lists_by_rdp_are_close_to_the_library() -> None:
+    # More steps than between whose orders is searched.
+    steps: dict[Step, int] = {gaussian(0.01, 1 + tenth / 50): 20 for tenth in range(40)}
     few = epsilon_of_list(steps, delta=DELTA, accountant="rdp")
     accountant: Any = dp_accounting.rdp.RdpAccountant()
     for step, count in steps.items():
         accountant.compose(step.dp_event(), count)
-    exact = accountant.get_epsilon(DELTA)
-    assert exact <= few <= exact * 1.03
+    library = accountant.get_epsilon(DELTA)
+    assert library * (1 - 1e-3) <= few <= library * 1.03
 
 
 def test_the_empty_list_is_free() -> None:
