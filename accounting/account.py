@@ -42,7 +42,7 @@ from accounting import _validate
 from accounting.accountants import epsilon_of_list, fits
 from accounting.errors import AccountingError, InvalidPrivacyParameter
 from accounting.mechanism import Mechanism, Step, composed
-from accounting.policies import check_per_trial, shown_epsilon
+from accounting.policies import MOST_HINTS, check_per_trial, shown_epsilon
 from accounting.renyi import epsilon_of_rdp, parts_rdp, step_rdp
 from accounting.selection import Selection, selection_epsilon
 from accounting.terms import LIST_POLICIES, BudgetState, BudgetTerms, Spending
@@ -194,7 +194,7 @@ class Account:
         try:
             match self.terms.policy:
                 case "per_trial":
-                    verdicts = [self._per_trial(claim) for claim in claims]
+                    verdicts = self._per_trial(claims)
                 case "open":
                     verdicts = self._open(claims, team)
                 case "declared" | "private_selection":
@@ -254,19 +254,28 @@ class Account:
     def _share(self, team: str) -> float:
         return self.fractions.get(team, 0.0) if self.shares else 1.0
 
-    def _per_trial(self, claim: Claim) -> Verdict:
-        assert isinstance(claim.spending, Mechanism)
-        decision = check_per_trial(claim.spending, self.terms, prefix=claim.prefix)
-        return Verdict(
-            admitted=decision.admitted,
-            reason=decision.reason,
-            requested=decision.epsilon,
-            spent=0.0,
-            reserved=0.0,
-            limit=self.terms.epsilon,
-            unit="epsilon",
-            epsilon=decision.epsilon,
-        )
+    def _per_trial(self, claims: Sequence[Claim]) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        hints = MOST_HINTS
+        for claim in claims:
+            assert isinstance(claim.spending, Mechanism)
+            decision = check_per_trial(
+                claim.spending, self.terms, prefix=claim.prefix, hint=hints > 0
+            )
+            hints -= not decision.admitted
+            verdicts.append(
+                Verdict(
+                    admitted=decision.admitted,
+                    reason=decision.reason,
+                    requested=decision.epsilon,
+                    spent=0.0,
+                    reserved=0.0,
+                    limit=self.terms.epsilon,
+                    unit="epsilon",
+                    epsilon=decision.epsilon,
+                )
+            )
+        return verdicts
 
     # -- open ---------------------------------------------------------------------------------
 

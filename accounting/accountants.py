@@ -171,7 +171,7 @@ def _in_order(parts: Mapping[Step, int]) -> Parts:
     return tuple(sorted(parts.items(), key=lambda part: step_key(part[0])))
 
 
-@functools.lru_cache(maxsize=8192)
+@functools.lru_cache(maxsize=16384)
 def _cached_epsilon(parts: Parts, delta: float, accountant: Accountant) -> float:
     return compute_epsilon(parts, delta, accountant)
 

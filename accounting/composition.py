@@ -28,7 +28,7 @@ from accounting.privacy_loss import (
 COARSE_ACCURACY = 2e-3
 """Share of epsilon that the grid of a quick look should add."""
 
-MAX_REMEMBERED_POINTS = 2**23
+MAX_REMEMBERED_POINTS = 2**22
 """Grid points of the steps' distributions kept between queries, 16 bytes each."""
 
 _FFT_ERROR = 1e-12

@@ -324,6 +324,11 @@ _REFUSED: dict[str, dict[str, Any]] = {
             "learning_rate": {"grid_search": rates(500)},
         },
     },
+    "per_trial, 10,000 mechanisms": {
+        "privacy": {"policy": "per_trial", "target_epsilon": 1.0, "accountant": "pld"},
+        "space": {"noise_multiplier": {"uniform": [0.5, 2.03]}},
+        "search": {"num_samples": 10_000},
+    },
     "open, one mechanism": {
         "privacy": {"policy": "open", "target_epsilon": 6.0, "accountant": "rdp"},
         "space": {"noise_multiplier": 8.0, "learning_rate": {"grid_search": rates(10_000)}},

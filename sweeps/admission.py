@@ -15,6 +15,7 @@ from typing import Any
 import accounting
 from accounting.account import LIST_POLICIES
 from accounting.calibration import LEAST_NOISE_MULTIPLIER
+from accounting.policies import MOST_HINTS
 from accounting.renyi import epsilon_of_rdp, parts_rdp
 from sweeps.errors import Problem, SpecError, SweepError
 from sweeps.guarantee import guarantee
@@ -412,6 +413,7 @@ class Proposer:
         self._num_units = num_units(spec, dataset)
         self._limit = limit_of(self._privacy)
         self._calibrated: dict[tuple[float, int], float | accounting.AccountingError] = {}
+        self._hints = MOST_HINTS
 
     def __call__(self, number: int, setting: Hyperparameters) -> Proposal:
         """What a setting costs by itself.
@@ -443,7 +445,8 @@ class Proposer:
         except (ConfigError, accounting.AccountingError) as error:
             refusal = str(error)
         else:
-            decision = check_limit(self._privacy, mechanism)
+            decision = check_limit(self._privacy, mechanism, hint=self._hints > 0)
+            self._hints -= not decision.admitted
             return Proposal(
                 number=number,
                 setting=setting,

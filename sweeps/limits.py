@@ -28,6 +28,8 @@ def check_limit(
     privacy: Mapping[str, Any],
     mechanism: accounting.Mechanism,
     prefix: Sequence[accounting.Mechanism] = (),
+    *,
+    hint: bool = True,
 ) -> accounting.Decision:
     """Decides whether a trial keeps to the limit for one trial.
 
@@ -35,7 +37,8 @@ def check_limit(
         privacy: The privacy section of a specification as plain data.
         mechanism: All that the trial would run.
         prefix: What was spent before on the parameters that it starts from; it counts.
+        hint: Whether a refusal also says what would fit, which takes ten times as long.
     """
     return accounting.check_per_trial(
-        mechanism, limit_of(privacy), prefix=prefix, accountant=privacy["accountant"]
+        mechanism, limit_of(privacy), prefix=prefix, accountant=privacy["accountant"], hint=hint
     )

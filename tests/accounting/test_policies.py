@@ -8,11 +8,14 @@ import pytest
 from accounting import (
     GUARANTEES,
     POLICIES,
+    Account,
+    BudgetTerms,
     DpSgdMechanism,
     InvalidPrivacyParameter,
     Policy,
     PrivacyBudget,
     PrivacyUnit,
+    account,
     check_per_trial,
     epsilon,
     guarantee,
@@ -53,6 +56,26 @@ def test_what_a_trial_goes_on_from_counts():
     assert not refused.admitted
     assert "would fit" not in refused.reason
     assert not check_per_trial(rest, budget, prefix=(None,)).admitted  # pyright: ignore
+
+
+@pytest.mark.slow
+def test_of_many_refused_only_the_first_are_told_what_would_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(account, "MOST_HINTS", 2)
+    terms = BudgetTerms(
+        epsilon=1.0, delta=1e-5, policy="per_trial", neighboring_relation="add_or_remove_one"
+    )
+    verdicts = Account(terms).decide(
+        [
+            DpSgdMechanism(noise_multiplier=noise, sampling_prob=0.01, iterations=1000)
+            for noise in (1.0, 9.0, 1.1, 1.2)
+        ]
+    )
+    assert [verdict.admitted for verdict in verdicts] == [False, True, False, False]
+    hints = ["would fit" in verdict.reason for verdict in verdicts]
+    assert hints == [True, False, True, False]
+    assert verdicts[3].reason.startswith("epsilon")
 
 
 @pytest.mark.slow
