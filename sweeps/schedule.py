@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store
+from sweeps.halving import Halving
 from sweeps.search import asha, median
-from sweeps.spec.scheduler_spec import AsyncHyperBandSpec, MedianStoppingRuleSpec
+from sweeps.spec.scheduler_spec import (
+    AsyncHyperBandSpec,
+    HyperBandSpec,
+    MedianStoppingRuleSpec,
+)
 from sweeps.spec.sweep_spec import SweepSpec
 
 
@@ -23,18 +28,35 @@ class Schedule:
     def __init__(self, spec: SweepSpec, store: Store) -> None:
         self._spec, self._store = spec.scheduler, store
         self._max_iterations = int(spec.search_space.iterations.bounds()[1])
+        self._halving = None
+        if isinstance(self._spec, HyperBandSpec):
+            self._halving = Halving(spec, store)
 
     @property
     def promotes(self) -> bool:
         """Whether trials wait at rungs until they may go on."""
-        return isinstance(self._spec, AsyncHyperBandSpec) and self._spec.promotion
+        if isinstance(self._spec, AsyncHyperBandSpec):
+            return self._spec.promotion
+        return self._halving is not None
 
     def promotable(self, sweep_id: str) -> str | None:
-        """Which trial that waits at a rung may go on first; None if none may now."""
+        """Which trial that waits at a rung may go on first, if no more trials come."""
+        if self._halving is not None:
+            return self._halving.promotable(sweep_id)
         return self._store.rungs.promotable(sweep_id, self._best) if self.promotes else None
 
-    def promote(self, sweep_id: str) -> str | None:
-        """Lets the trial go on that `promotable` names; gives its id."""
+    def promote(self, sweep_id: str, *, more_to_come: bool = False) -> str | None:
+        """Lets the first trial go on that waits at a rung and may, if there is one now.
+
+        Args:
+            sweep_id: The sweep.
+            more_to_come: Whether its search goes on, for whose trials others may have to wait.
+
+        Returns:
+            The trial's id, or None.
+        """
+        if self._halving is not None:
+            return self._halving.promote(sweep_id, more_to_come=more_to_come)
         return self._store.rungs.promote(sweep_id, self._best) if self.promotes else None
 
     def _best(self, utilities: Sequence[float]) -> list[int]:
@@ -70,6 +92,10 @@ class Schedule:
                 goes_on,
                 may_wait=spec.promotion,
             )
+        elif self._halving is not None:
+            trial = self._store.trial(trial_id)
+            milestones = [] if trial is None else self._halving.rungs_of(trial.number)
+            state = rungs.decide(trial_id, milestones, lambda _, __: False, may_wait=True)
         elif isinstance(spec, MedianStoppingRuleSpec):
             fewest = spec.min_samples_required
             state = rungs.decide_by_means(

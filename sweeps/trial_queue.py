@@ -60,7 +60,8 @@ class TrialQueue:
             found = trial_id if self._schedule.may_be_taken_up(trial_id) else None
             self._waiting.popleft()  # after that, for the database may be away
         if found is None and not self.stopped:
-            found = self._schedule.promote(self._sweep_id)
+            more = self._more_to_come()
+            found = self._schedule.promote(self._sweep_id, more_to_come=more)
         if found is None and self._waiting:
             found = self._waiting.popleft().trial_id
         elif found is None and self._proposals is not None:
@@ -85,12 +86,15 @@ class TrialQueue:
         if self.stopped:
             self._waiting = deque(row for row in self._waiting if not begins_by_itself(row))
             self._proposals = None
-        if self._waiting or (self._proposals is not None and self._proposals.end() is None):
+        if self._waiting or self._more_to_come():
             return False
         if self.stopped or not self._schedule.promotes:
             return True
         # What others report may promote one that waits.
         return not self._in_hand and self._schedule.promotable(self._sweep_id) is None
+
+    def _more_to_come(self) -> bool:
+        return self._proposals is not None and self._proposals.end() is None
 
 
 def begins_by_itself(row: sa.Row[Any]) -> bool:

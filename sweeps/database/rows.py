@@ -115,11 +115,31 @@ def waiting_rung(connection: sa.Connection, trial: sa.Row[Any]) -> int | None:
     )
 
 
+def waiting(query: sa.Select[Any], sweep_id: str) -> sa.Select[Any]:
+    """Narrows a query of trials down to those of a sweep that wait at a rung, with their rung."""
+    return query.join_from(trials, rungs, trials.c.trial_id == rungs.c.trial_id).where(
+        trials.c.sweep_id == sweep_id,
+        trials.c.state == TrialState.PAUSED,
+        trials.c.exempt.is_(False),
+        rungs.c.goes_on.is_(False),
+    )
+
+
 def set_aside(connection: sa.Connection, trial_id: str, rung: int) -> None:
     """Has a trial wait at a rung; what is reserved for it stays reserved."""
     end_attempt(connection, trial_id, AttemptEnd.PAUSED)
-    reason = f"waits at step {rung} until it is among the best of those that have reached it"
+    reason = f"waits at step {rung} until others have come there and it is among the best of them"
     set_trial(connection, trial_id, state=TrialState.PAUSED, reason=reason)
+
+
+def let_go_on(connection: sa.Connection, trial_id: str) -> None:
+    """Ends a trial's wait at a rung."""
+    connection.execute(
+        rungs.update()
+        .where(rungs.c.trial_id == trial_id, rungs.c.goes_on.is_(False))
+        .values(goes_on=True)
+    )
+    set_trial(connection, trial_id, reason="")
 
 
 def set_trial(connection: sa.Connection, trial_id: str, **values: Any) -> None:

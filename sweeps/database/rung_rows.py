@@ -165,7 +165,7 @@ class RungRows:
         columns = (trials, rungs.c.rung, rungs.c.step, rungs.c.utility)
         with reading(self._ledger.engine) as connection:
             return connection.execute(
-                _waiting(sa.select(*columns), sweep_id).order_by(trials.c.number)
+                rows.waiting(sa.select(*columns), sweep_id).order_by(trials.c.number)
             ).all()
 
     def promotable(self, sweep_id: str, best: BestFn) -> str | None:
@@ -186,12 +186,7 @@ class RungRows:
                 return None
             if rows.locked_trial(connection, trial_id).state != TrialState.PAUSED:
                 return None  # somebody cancelled it in this moment
-            connection.execute(
-                rungs.update()
-                .where(rungs.c.trial_id == trial_id, rungs.c.goes_on.is_(False))
-                .values(goes_on=True)
-            )
-            rows.set_trial(connection, trial_id, reason="")
+            rows.let_go_on(connection, trial_id)
             return trial_id
 
     def _decide(
@@ -235,17 +230,8 @@ class RungRows:
             return state
 
 
-def _waiting(query: sa.Select[Any], sweep_id: str) -> sa.Select[Any]:
-    return query.join_from(trials, rungs, trials.c.trial_id == rungs.c.trial_id).where(
-        trials.c.sweep_id == sweep_id,
-        trials.c.state == TrialState.PAUSED,
-        trials.c.exempt.is_(False),
-        rungs.c.goes_on.is_(False),
-    )
-
-
 def _promotable(connection: sa.Connection, sweep_id: str, best: BestFn) -> str | None:
-    waiting = set(connection.scalars(_waiting(sa.select(trials.c.trial_id), sweep_id)))
+    waiting = set(connection.scalars(rows.waiting(sa.select(trials.c.trial_id), sweep_id)))
     if not waiting:
         return None
     found = connection.execute(

@@ -19,6 +19,7 @@ from sweeps.database import rows
 from sweeps.database.admitting import NewTrial, admit
 from sweeps.database.attempts import Attempts
 from sweeps.database.forking import Fork, NewFork, fork
+from sweeps.database.gatherings import Gatherings
 from sweeps.database.outbox_rows import OutboxRows
 from sweeps.database.readmission import Readmission, readmit
 from sweeps.database.rung_rows import RungRows
@@ -76,6 +77,7 @@ class Store:
     Attributes:
         attempts: A worker's side.
         rungs: A scheduler's side.
+        gatherings: The same, where trials wait for each other.
         outbox: What MLflow has yet to hear.
     """
 
@@ -84,6 +86,7 @@ class Store:
         self._engine = ledger.engine
         self.attempts = Attempts(ledger)
         self.rungs = RungRows(ledger)
+        self.gatherings = Gatherings(ledger)
         self.outbox = OutboxRows(ledger.engine)
 
     @property

@@ -1,11 +1,12 @@
 """The scheduler section: whether and when trials are pruned. Names are Ray Tune's."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from sweeps.spec.domains import MAX_WHOLE
-from sweeps.spec.refusals import Allowed
+from sweeps.spec.refusals import Allowed, Refusal
 from sweeps.spec.section import PositiveWhole, Section, YesOrNo
 
 
@@ -36,6 +37,22 @@ class AsyncHyperBandSpec(Section):
     )
 
 
+class HyperBandSpec(Section):
+    """HyperBand: brackets of trials, each of which goes on with its best from rung to rung."""
+
+    name: Annotated[Literal["hyperband"], Allowed("hyperband")] = Field(
+        description="The scheduler."
+    )
+    grace_period: Annotated[PositiveWhole | None, Allowed("null or a whole number >= 1")] = Field(
+        default=None,
+        description="Steps before a trial may be pruned; from report_every_steps, which null "
+        "stands for, to the most iterations / reduction_factor.",
+    )
+    reduction_factor: Annotated[int, Field(ge=2, le=MAX_WHOLE), Allowed("a whole number >= 2")] = (
+        Field(default=3, description="One trial in so many of a bracket goes on from each rung.")
+    )
+
+
 class MedianStoppingRuleSpec(Section):
     """The median rule: trials that were never as good as the others' means are pruned."""
 
@@ -52,15 +69,53 @@ class MedianStoppingRuleSpec(Section):
 
 
 SchedulerSpec = Annotated[
-    AsyncHyperBandSpec | FifoSpec | MedianStoppingRuleSpec,
+    AsyncHyperBandSpec | FifoSpec | HyperBandSpec | MedianStoppingRuleSpec,
     Field(discriminator="name"),
     Allowed(
-        "{name: fifo}, {name: async_hyperband, grace_period: ...} or "
+        "{name: fifo}, {name: async_hyperband, grace_period: ...}, {name: hyperband} or "
         "{name: median_stopping_rule, grace_period: ...}"
     ),
 ]
 SCHEDULERS: dict[str, type[BaseModel]] = {
     "async_hyperband": AsyncHyperBandSpec,
     "fifo": FifoSpec,
+    "hyperband": HyperBandSpec,
     "median_stopping_rule": MedianStoppingRuleSpec,
 }
+
+
+_NOTHING = "(otherwise nothing can be pruned: {name: fifo})"
+
+
+def scheduler_refusals(scheduler: SchedulerSpec, *, every: int, most: int) -> Iterator[Refusal]:
+    """Why a scheduler could not prune anything: that is done at reports, before the last step.
+
+    Args:
+        scheduler: The section.
+        every: Steps between two reports.
+        most: The most iterations of a trial.
+    """
+    path = ("scheduler", "grace_period")
+    match scheduler:
+        case FifoSpec():
+            return
+        case HyperBandSpec(grace_period=grace, reduction_factor=factor):
+            if most // factor < every:
+                message = (
+                    f"{factor} is not allowed; allowed: at most the most iterations, {most}, / "
+                    f"report_every_steps, {every} {_NOTHING}"
+                )
+                yield Refusal(("scheduler", "reduction_factor"), message)
+            elif grace is not None and not every <= grace <= most // factor:
+                message = (
+                    f"{grace} is not allowed; allowed: from report_every_steps, {every}, to the "
+                    f"most iterations / reduction_factor, {most // factor} {_NOTHING}"
+                )
+                yield Refusal(path, message)
+        case AsyncHyperBandSpec(grace_period=grace) | MedianStoppingRuleSpec(grace_period=grace):
+            if not every <= grace < most:
+                message = (
+                    f"{grace} is not allowed; allowed: from report_every_steps, {every}, to below "
+                    f"the most iterations, {most} {_NOTHING}"
+                )
+                yield Refusal(path, message)

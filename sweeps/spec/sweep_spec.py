@@ -6,8 +6,7 @@ field, a number in quotes, NaN, or two fields that contradict each other are ref
 What the fields must satisfy together:
 
 - ``report_every_steps`` <= the fewest iterations, so that every trial reports before it ends.
-- Schedulers prune only at reports and only before the last step, so
-  ``report_every_steps`` <= ``grace_period`` < the most iterations.
+- Schedulers prune only at reports and only before the last step (`scheduler_refusals`).
 - ``data.declared_num_examples`` is given exactly where the neighbouring relation hides the data
   set's size, and no batch is then larger than it.
 - The mechanism is one that the rest can be combined with (`sweeps.spec.mechanism_spec`).
@@ -47,7 +46,7 @@ from sweeps.spec.domains import (
 from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
-from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec
+from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec, scheduler_refusals
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
@@ -433,14 +432,7 @@ def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             f"allowed: a whole number from 1 to {fewest}"
         )
         yield Refusal(("report_every_steps",), message)
-    if not isinstance(spec.scheduler, FifoSpec):
-        grace = spec.scheduler.grace_period
-        if not every <= grace < most:
-            message = (
-                f"{grace} is not allowed; allowed: from report_every_steps, {every}, to below "
-                f"the most iterations, {most} (otherwise nothing can be pruned: {{name: fifo}})"
-            )
-            yield Refusal(("scheduler", "grace_period"), message)
+    yield from scheduler_refusals(spec.scheduler, every=every, most=most)
 
 
 def _search_refusals(spec: SweepSpec) -> Iterator[Refusal]:

@@ -125,7 +125,7 @@ def test_a_password_of_mlflow_does_not_travel(monkeypatch: pytest.MonkeyPatch) -
     [
         (Wish.NONE, "PRUNED", "eval_accuracy 0.2500 at step 4 was never among the best of those"),
         (Wish.STOP, "CANCELLED", "the sweep was stopped before it ended"),
-        (Wish.PAUSE, "PAUSED", "waits at step 4 until it is among the best of those"),
+        (Wish.PAUSE, "PAUSED", "waits at step 4 until others have come there and it"),
     ],
 )
 def test_what_becomes_of_a_trial_that_waits_at_a_rung(

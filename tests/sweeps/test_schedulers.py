@@ -70,3 +70,22 @@ def test_trials_that_wait_at_a_rung_go_on_once_they_are_among_the_best(tmp_path)
     assert len(branch_rows(store)) == 5, "whoever went on did so on its branch, and paid once"
     assert store.ledger.verify().ok
     store.ledger.close()
+
+
+def test_a_bracket_is_halved_once_all_of_it_have_come_to_a_rung(tmp_path):
+    rule = {"name": "hyperband", "grace_period": 10, "reduction_factor": 2}
+    document, store = finished(tmp_path, rule, [1e-6, 8.0, 1e-7])
+    assert document["state"] == "COMPLETED"
+    (pruned,) = by_state(document, "PRUNED")
+    assert pruned["config"]["learning_rate"] == 1e-6
+    assert pruned["step"] == 15
+    assert pruned["reason"].endswith(
+        "was not among the best 1 of the 2 of its bracket that came to step 15"
+    )
+    # The second bracket, with one of its two, compares nobody.
+    assert rates(by_state(document, "COMPLETED")) == {8.0, 1e-7}
+    assert len(branch_rows(store)) == 3, "who waited went on on its branch, and paid once"
+    for trial in document["trials"]:
+        reservation = store.ledger.reservation(trial["trial_id"])
+        assert (reservation.state, reservation.charged) == ("closed", trial["step"])
+    store.ledger.close()

@@ -318,7 +318,8 @@ def test_who_is_not_among_the_best_is_set_aside_by_its_worker_until_it_is(store:
     row = row_of(store)
     assert (row.state, row.charged_iterations) == ("PAUSED", 10)
     assert (
-        row.reason == "waits at step 10 until it is among the best of those that have reached it"
+        row.reason
+        == "waits at step 10 until others have come there and it is among the best of them"
     )
     assert store.ledger.reservation(TRIAL).state == "open"
     assert store.sweep("s-1").wish == "", "the sweep goes on"

@@ -6,15 +6,17 @@ later as the trial's pace says. Nothing sleeps: the next report is the one whose
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import sqlalchemy as sa
 
+from sweeps.database.admitting import NewTrial
 from sweeps.database.attempts import Attempt
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store, open_store
 from sweeps.database.tables import reading, rungs, trials
 from sweeps.home import Home
+from sweeps.proposals import Proposals
 from sweeps.schedule import Schedule
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
@@ -46,6 +48,9 @@ class VirtualSweep:
         paces: By trial, the time from one report to the next.
         workers: How many there are.
         on_report: Told of every report before it is decided on: number, step, utility.
+        diverge: By trial, the step at which it diverges.
+        refused: Those that the budget refuses.
+        listed: So many are there from the beginning, the rest is proposed; None for all.
     """
 
     home: Home
@@ -54,6 +59,14 @@ class VirtualSweep:
     paces: Sequence[float]
     workers: int
     on_report: Callable[[int, int, float], None] = lambda *_: None
+    diverge: Mapping[int, int] = dataclasses.field(default_factory=dict[int, int])
+    refused: Collection[int] = ()
+    listed: int | None = None
+
+    def new_trial(self, number: int) -> NewTrial:
+        """A trial, as admission leaves it."""
+        refused = number in self.refused
+        return a_trial(number, TrialState.REJECTED if refused else TrialState.ADMITTED)
 
     def run(self, crash_at: Collection[int] = ()) -> list[Event]:
         """Everything that happens, in order.
@@ -63,10 +76,10 @@ class VirtualSweep:
                 seen the last one. What the workers had under way is as far with the next driver.
         """
         store = open_store(self.home)
-        store.create_sweep(a_sweep(), [a_trial(number) for number in range(len(self.curves))])
+        listed = len(self.curves) if self.listed is None else self.listed
+        store.create_sweep(a_sweep(), [self.new_trial(number) for number in range(listed)])
         queue, schedule = self._driver(store)
-        numbers = {row.trial_id: row.number for row in store.trials(SWEEP)}
-        steps = dict.fromkeys(numbers, 0)
+        steps: dict[str, int] = {}
         attempts: dict[str, Attempt] = {}
         due: dict[str, float] = {}  # when those that run report next
         before_crash: dict[str, float] = {}
@@ -74,21 +87,24 @@ class VirtualSweep:
         now, reports = 0.0, 0
         while True:
             while len(due) < self.workers and (trial_id := queue.take()) is not None:
-                number = numbers[trial_id]
+                number = _number(trial_id)
                 if trial_id not in before_crash:
-                    events.append(Event(now, "taken up", number, steps[trial_id]))
+                    events.append(Event(now, "taken up", number, steps.get(trial_id, 0)))
                 due[trial_id] = before_crash.pop(trial_id, now + self.paces[number])
                 attempts[trial_id] = store.attempts.begin(trial_id)
             before_crash.clear()
             if not due:
-                break
-            now, number, trial_id = min((at, numbers[name], name) for name, at in due.items())
+                if queue.is_over():
+                    break
+                continue
+            now, number, trial_id = min((at, _number(name), name) for name, at in due.items())
             del due[trial_id]
             reports += 1
-            step = steps[trial_id] = steps[trial_id] + EVERY
+            step = steps[trial_id] = steps.get(trial_id, 0) + EVERY
             utility = self.curves[number][step // EVERY - 1]
             events.append(Event(now, "reported", number, step))
             end = TrialState.COMPLETED if step == PLAN else None
+            end = TrialState.DIVERGED if step == self.diverge.get(number) else end
             go_to(store, attempts[trial_id], step, accuracy=utility, end=end)
             self.on_report(number, step, utility)
             if reports in crash_at:
@@ -107,7 +123,6 @@ class VirtualSweep:
                     due[trial_id] = now + self.paces[number]
             if trial_id not in due:
                 queue.put_down()
-        assert queue.is_over()
         assert not store.runnable(SWEEP)
         store.ledger.close()
         return events
@@ -116,11 +131,43 @@ class VirtualSweep:
         text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
         spec = SweepSpec.model_validate({**text, "scheduler": self.scheduler})
         schedule = Schedule(spec, store)
-        waiting = store.runnable(SWEEP)
+        # As much of it as a queue asks for.
+        proposals = cast("Proposals", _Proposed(self, store))
         queue = TrialQueue(
-            spec, SWEEP, store, waiting=waiting, schedule=schedule, proposals=None, limit=1000
+            spec,
+            SWEEP,
+            store,
+            waiting=store.runnable(SWEEP),
+            schedule=schedule,
+            proposals=None if self.listed is None else proposals,
+            limit=1000,
         )
         return queue, schedule
+
+
+class _Proposed:
+    """Proposes the trials that were not listed, in order."""
+
+    def __init__(self, sweep: VirtualSweep, store: Store) -> None:
+        self._sweep, self._store = sweep, store
+
+    def end(self) -> str | None:
+        return "" if self._next == len(self._sweep.curves) else None
+
+    def propose(self) -> str | None:
+        if self.end() is not None:
+            return None
+        new = self._sweep.new_trial(self._next)
+        trial_id, state = self._store.add_trial(SWEEP, new, budget=None, team="")
+        return trial_id if state is TrialState.ADMITTED else None
+
+    @property
+    def _next(self) -> int:
+        return len(self._store.trials(SWEEP))
+
+
+def _number(trial_id: str) -> int:
+    return int(trial_id.rpartition("-")[2])
 
 
 class RungRow(NamedTuple):

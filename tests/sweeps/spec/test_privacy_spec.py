@@ -62,7 +62,7 @@ def test_sums_of_loss_distributions_are_refused_under_adaptive_choice(policy):
     assert "allowed: rdp" in found
 
 
-@pytest.mark.parametrize("name", ["async_hyperband", "median_stopping_rule"])
+@pytest.mark.parametrize("name", ["async_hyperband", "hyperband", "median_stopping_rule"])
 def test_selection_allows_no_scheduler_that_compares(name):
     text = spec_of("private_selection", SELECTION)
     found = refusals(text + f"scheduler: {{name: {name}, grace_period: 25}}\n")

@@ -346,7 +346,7 @@ BAD = [
     (
         good("name: async_hyperband, "),
         "x.yaml:20:1: scheduler.name: is missing; allowed: one of async_hyperband, fifo, "
-        "median_stopping_rule",
+        "hyperband, median_stopping_rule",
     ),
     (
         good("name: async_hyperband", "name: fifo").replace(", reduction_factor: 3", ""),
@@ -385,6 +385,28 @@ BAD = [
     (
         good("reduction_factor: 3", "promotion: 1"),
         "x.yaml:20:65: scheduler.promotion: 1 is not allowed; allowed: true or false",
+    ),
+    (
+        good(ASHA, "{name: hyperband, grace_period: 24}"),
+        "x.yaml:20:44: scheduler.grace_period: 24 is not allowed; allowed: from "
+        "report_every_steps, 25, to the most iterations / reduction_factor, 50",
+    ),
+    (
+        good(ASHA, "{name: hyperband, grace_period: 51}"),
+        "x.yaml:20:44: scheduler.grace_period: 51 is not allowed; allowed: from ",
+    ),
+    (
+        good(ASHA, "{name: hyperband, reduction_factor: 7}"),
+        "x.yaml:20:48: scheduler.reduction_factor: 7 is not allowed; allowed: at most the most "
+        "iterations, 150, / report_every_steps, 25 (otherwise nothing can be pruned",
+    ),
+    (
+        good(ASHA, "{name: hyperband, grace_period: 0}"),
+        "x.yaml:20:44: scheduler.grace_period: 0 is not allowed; allowed: null or a whole number",
+    ),
+    (
+        good(ASHA, "{name: hyperband, max_t: 150}"),
+        "x.yaml:20:30: scheduler.max_t: unknown key; allowed: name, grace_period, reduction_fac",
     ),
     (
         good(ASHA, "{name: median_stopping_rule, grace_period: 20}"),
