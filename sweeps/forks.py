@@ -17,9 +17,10 @@ from sweeps.database.store import Store
 from sweeps.errors import CommandError, Problem, SpecError, StoreError
 from sweeps.home import Home
 from sweeps.search_space import expand, trial_config
-from sweeps.spec.domains import CALIBRATED
+from sweeps.spec.domains import BY, CALIBRATED, ConditionalDomain
 from sweeps.spec.reading import validate_spec
-from sweeps.spec.sweep_spec import SearchSpace, SweepSpec
+from sweeps.spec.space_spec import SearchSpace
+from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import YamlDocument, parse_yaml, suggestion
 from sweeps.user_models import check_model_allowed
 from trainer.config import TrialConfig
@@ -137,11 +138,11 @@ def _spec_of_one(document: Mapping[str, Any], setting: Mapping[str, Any]) -> Swe
 
 
 def _more_than_one(spec: SweepSpec) -> list[tuple[str, str, str]]:
-    found = [
-        (f"search_space.{name}", domain.kind, "one value")
-        for name, domain in spec.search_space.domains()
-        if domain.kind != "constant"
-    ]
+    found: list[tuple[str, str, str]] = []
+    for name, domain in spec.search_space.domains():
+        kind = BY if isinstance(domain, ConditionalDomain) else domain.kind
+        if kind != "constant":
+            found.append((f"search_space.{name}", kind, "one value"))
     if CALIBRATED in spec.search_space.noise_multiplier.values:
         # It is reckoned for a trial that starts from nothing.
         found.append(("search_space.noise_multiplier", CALIBRATED, "a number > 0"))

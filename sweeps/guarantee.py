@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import accounting
-from sweeps.spec.domains import FULL
+from sweeps.spec.domains import BY, FULL
 
 _EVALUATION = "The evaluation examples are treated as public and get no protection."
 # Flat clipping goes without saying.
@@ -64,10 +64,14 @@ def sampling(spec: Mapping[str, Any], sampling_prob: float | None = None) -> acc
 
 def _sizes(spec: Mapping[str, Any]) -> list[Any]:
     """The batch sizes that a specification names, words included."""
-    domain = spec.get("search_space", {}).get("expected_batch_size")
-    if not isinstance(domain, Mapping):
-        return [domain]
-    return [size for values in cast("Mapping[str, list[Any]]", domain).values() for size in values]
+
+    def named(domain: Any) -> list[Any]:
+        if not isinstance(domain, Mapping):
+            return domain if isinstance(domain, list) else [domain]
+        parts = cast("Mapping[str, Any]", domain).items()
+        return [size for key, part in parts if key != BY for size in named(part)]
+
+    return named(spec.get("search_space", {}).get("expected_batch_size"))
 
 
 def _how_drawn(spec: Mapping[str, Any]) -> str:

@@ -7,14 +7,22 @@ before the accountant before any of them runs.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sweeps.errors import Problem, SpecError
-from sweeps.spec.domains import CALIBRATED, FULL, Domain, Value, step_indices
+from sweeps.spec.domains import (
+    CALIBRATED,
+    FULL,
+    AnyDomain,
+    ConditionalDomain,
+    Domain,
+    Value,
+    step_indices,
+)
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import (
@@ -103,6 +111,9 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
     the other; within a sample the grid in `GRID_ORDER`, learning rate fastest, each field's
     values as they are listed. Equal settings are kept: they are repeats with other noise.
 
+    A field that depends on another takes its values, or is drawn, from the branch of that one's
+    value; the other field then comes just before it in the order, if not earlier.
+
     The first samples take what ``search.points_to_evaluate`` says. Of a search that learns, these
     are the settings that it begins with.
 
@@ -117,27 +128,59 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
     Returns:
         ``spec.num_listed`` settings.
     """
-    search, domains = spec.search, dict(spec.search_space.domains())
+    search, domains = spec.search, _in_order(spec)
     chance = _chance(spec)
     samples = spec.num_listed if isinstance(search, OptunaSpec) else search.num_samples
     settings: list[Hyperparameters] = []
     for point in itertools.islice(itertools.chain(search.points_to_evaluate, _NO_POINTS), samples):
-        # A random domain takes one place in the grid, which its draw then fills.
-        axes = [
-            (point.get(name),)
-            if name in point or domains[name].is_random
-            else domains[name].values
-            for name in GRID_ORDER
-        ]
-        for place in itertools.product(*axes):
-            values = {
-                name: value_at(domains[name], chance[name][len(settings)])
-                if value is None
-                else value
-                for name, value in zip(GRID_ORDER, place, strict=True)
-            }
+        for values in _product(domains, _listed, point):
+            for name, domain in domains.items():
+                if name not in values:
+                    values[name] = value_at(domain.given(values), chance[name][len(settings)])
             settings.append(hyperparameters(values))
     return settings
+
+
+def _in_order(spec: SweepSpec) -> dict[str, AnyDomain]:
+    """The fields in `GRID_ORDER`, but each only after the one that it depends on."""
+    domains = dict(spec.search_space.domains())
+    ordered: dict[str, AnyDomain] = {}
+    for name in GRID_ORDER:
+        domain = domains[name]
+        if isinstance(domain, ConditionalDomain):
+            ordered.setdefault(domain.by, domains[domain.by])
+        ordered.setdefault(name, domain)
+    return ordered
+
+
+def _product(
+    domains: Mapping[str, AnyDomain],
+    values: Callable[[str, Domain], Sequence[Value] | None],
+    point: Mapping[str, Value],
+) -> list[dict[str, Value]]:
+    """Every combination of some fields' values, the last field's fastest.
+
+    Args:
+        domains: The fields, each after the one that it depends on.
+        values: Gives a field's values by its domain; None leaves it out, and what depends on it.
+        point: The values of some fields, which take no others.
+    """
+    places = [dict(point)]
+    for name, domain in domains.items():
+        depends_on = domain.by if isinstance(domain, ConditionalDomain) else None
+        if name in point or (depends_on is not None and depends_on not in places[0]):
+            continue
+        longer: list[dict[str, Value]] = []
+        for place in places:
+            found = values(name, domain.given(place))
+            longer += [place] if found is None else [{**place, name: value} for value in found]
+        places = longer
+    return places
+
+
+def _listed(_name: str, domain: Domain) -> Sequence[Value] | None:
+    """What a field goes through in a grid; None where it is drawn."""
+    return None if domain.is_random else domain.values
 
 
 def _chance(spec: SweepSpec) -> Mapping[str, NDArray[np.float64]]:
@@ -162,13 +205,21 @@ def candidates(spec: SweepSpec) -> list[Hyperparameters]:
     A selection among trials that are drawn independently costs what its dearest candidate costs.
     So listed values of batch size, iterations and noise are combined, of a range the dearest end
     is taken (the largest batch, the most iterations, the least noise), and what costs no privacy
-    has one value.
+    has one value, unless one of these depends on it.
 
     Args:
         spec: A specification under private_selection.
     """
+    domains = _in_order(spec)
+    decisive = {
+        domain.by
+        for name, domain in domains.items()
+        if name in _COSTLY and isinstance(domain, ConditionalDomain)
+    }
 
     def values(name: str, domain: Domain) -> tuple[Value, ...]:
+        if name in decisive:
+            return domain.values
         if name not in _COSTLY:
             return domain.values[:1]
         if not domain.is_range:
@@ -176,28 +227,23 @@ def candidates(spec: SweepSpec) -> list[Hyperparameters]:
         low, high = domain.bounds()
         return (low if name == "noise_multiplier" else high,)
 
-    domains = dict(spec.search_space.domains())
-    axes = [values(name, domains[name]) for name in GRID_ORDER]
-    return [
-        hyperparameters(dict(zip(GRID_ORDER, point, strict=True)))
-        for point in itertools.product(*axes)
-    ]
+    return [hyperparameters(point) for point in _product(domains, values, {})]
 
 
 def value_at(domain: Domain, chance: float) -> Value:
-    """The value of a random domain below which a part ``chance`` of what it gives lies.
+    """The value of a domain below which a part ``chance`` of what it gives lies.
 
     ``quniform`` gives every multiple of its step the same probability, both ends included; Ray
     Tune's gives the two ends half of it.
 
     Args:
-        domain: A random domain.
+        domain: A random domain, or a constant.
         chance: In [0, 1).
 
     Raises:
-        ValueError: The domain is a constant or a grid.
+        ValueError: The domain is a grid.
     """
-    if domain.kind == "choice":
+    if domain.kind in ("choice", "constant"):
         return domain.values[int(chance * len(domain.values))]
     if not domain.is_random:
         raise ValueError(f"domain.kind={domain.kind!r}: allowed is a random domain")

@@ -7,6 +7,10 @@ proposes what the dead one would have proposed.
 A configuration that the budget refused counts as infeasible, the more so the further it was over
 its limit; a trial that was pruned ranks below those that reached more steps.
 
+Fields that depend on another one are proposed after it, from what was tried with the value that
+it has now: each branch of the space is modelled by itself, as in the tree that the method is named
+after.
+
 Source: Bergstra et al. 2011, "Algorithms for Hyper-Parameter Optimization"; Watanabe and Hutter
 2023, "c-TPE", for what is infeasible.
 """
@@ -26,7 +30,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sweeps.search.tried import Tried
-from sweeps.spec.domains import Domain, Value, step_indices
+from sweeps.spec.domains import ConditionalDomain, Domain, Value, step_indices
 from sweeps.spec.search_spec import ObjectiveName, OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
 
@@ -52,14 +56,32 @@ def propose(spec: SweepSpec, tried: Sequence[Tried], number: int) -> dict[str, V
     """
     search = spec.search
     assert isinstance(search, OptunaSpec)
-    domains = dict(spec.search_space.domains())
+    fields = dict(spec.search_space.domains())
+    seeds = np.random.SeedSequence([search.seed, number]).generate_state(1 + len(fields))
+    alone = {name: domain for name, domain in fields.items() if isinstance(domain, Domain)}
+    values = _propose(search, alone, tried, int(seeds[0]))
+    for by, seed in zip(alone, seeds[1:], strict=False):
+        branch = {
+            name: domain.given(values)
+            for name, domain in fields.items()
+            if isinstance(domain, ConditionalDomain) and domain.by == by
+        }
+        if branch:
+            alike = [each for each in tried if each.values[by] == values[by]]
+            values |= _propose(search, branch, alike, int(seed))
+    return values
+
+
+def _propose(
+    search: OptunaSpec, domains: Mapping[str, Domain], tried: Sequence[Tried], seed: int
+) -> dict[str, Value]:
+    """Values of some fields together."""
     distributions = {
         name: _distribution(domain) for name, domain in domains.items() if domain.is_random
     }
-    (seed,) = np.random.SeedSequence([search.seed, number]).generate_state(1)
     study = optuna.create_study(
         directions=_DIRECTIONS[search.objective],
-        sampler=optuna.samplers.TPESampler(n_startup_trials=1, multivariate=True, seed=int(seed)),
+        sampler=optuna.samplers.TPESampler(n_startup_trials=1, multivariate=True, seed=seed),
     )
     frozen = (_frozen(search, each, domains, distributions) for each in tried)
     study.add_trials([trial for trial in frozen if trial is not None])

@@ -1,22 +1,16 @@
-"""What a hyperparameter may be: a constant, or one of Ray Tune's domains.
+"""What a hyperparameter may be: a constant, one of Ray Tune's domains, or one by another field.
 
-`Domain` is what a specification says about one hyperparameter. An `AllowedDomains` stands in the
-annotation of its field and reads it; those of all the fields are at the end.
+A `Domain` is what a specification says about one hyperparameter by itself. A `ConditionalDomain`
+says several, and which of them holds follows from the value of another hyperparameter. How both
+are read is in `sweeps.spec.allowed_domains`.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
-
-from sweeps.spec.refusals import Refusal, one_of, refused
-from sweeps.spec.yaml_source import suggestion
-from trainer.config import OptimizerName, ScheduleName
-from trainer.yaml_text import format_key_path, quotes_hint, shorten, show
+from trainer.yaml_text import KeyPath
 
 MAX_ITERATIONS = 10_000_000
 # Whole numbers up to here are exact as floats.
@@ -24,6 +18,10 @@ MAX_WHOLE = 2**53
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 FULL: Literal["full"] = "full"
+
+# Keys of a domain that depends on another field: which one, and the branch for its other values.
+BY = "by"
+ELSE = "else"
 
 Value = str | int | float
 DomainKind = Literal[
@@ -68,6 +66,19 @@ class Domain:
             return self.values[0]
         return {self.kind: list(self.values)}
 
+    @property
+    def num_listed(self) -> int:
+        """How many places it takes in a grid; what is drawn takes one."""
+        return len(self.values) if self.kind == "grid_search" else 1
+
+    def given(self, values: Mapping[str, Value]) -> "Domain":
+        """Itself, whatever the other hyperparameters are."""
+        return self
+
+    def parts(self) -> "Sequence[tuple[KeyPath, Domain]]":
+        """Itself alone, as `ConditionalDomain.parts`."""
+        return (((), self),)
+
     def contains(self, value: Value) -> bool:
         """Whether it can give a value, of a quniform but for rounding."""
         if not self.is_range:
@@ -96,6 +107,68 @@ class Domain:
         return min(numbers), max(numbers)
 
 
+@dataclasses.dataclass(frozen=True)
+class ConditionalDomain:
+    """What one hyperparameter may be, by the value of another.
+
+    Attributes:
+        by: The field of the other one, which depends on none itself.
+        branches: What it may be for each value of that, as `branch_key` says it; `ELSE` stands
+            for all others.
+    """
+
+    by: str
+    branches: tuple[tuple[str, Domain], ...]
+
+    def given(self, values: Mapping[str, Value]) -> Domain:
+        """The branch that holds.
+
+        Args:
+            values: Of other hyperparameters, `by` among them.
+
+        Raises:
+            KeyError: `by` is not, or no branch holds; a specification is refused then.
+        """
+        branches, key = dict(self.branches), branch_key(values[self.by])
+        return branches[key if key in branches else ELSE]
+
+    def parts(self) -> Sequence[tuple[KeyPath, Domain]]:
+        """The branches, each with where it stands below the field."""
+        return [((key,), domain) for key, domain in self.branches]
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """Those of all branches."""
+        return tuple(value for _, domain in self.branches for value in domain.values)
+
+    def bounds(self) -> tuple[float, float]:
+        """Smallest and largest number that any branch can give, as `Domain.bounds`.
+
+        Raises:
+            ValueError: They give words only.
+        """
+        numeric = [
+            domain.bounds()
+            for _, domain in self.branches
+            if not all(isinstance(value, str) for value in domain.values)
+        ]
+        if not numeric:
+            raise ValueError(f"domain.values={self.values!r}: allowed are numbers")
+        return min(low for low, _ in numeric), max(high for _, high in numeric)
+
+    def plain(self) -> Mapping[str, object]:
+        """The form in which a specification states it."""
+        return {BY: self.by} | {key: domain.plain() for key, domain in self.branches}
+
+
+AnyDomain = Domain | ConditionalDomain
+
+
+def branch_key(value: Value) -> str:
+    """A value as the key of the branch that holds for it: numbers in their shortest form."""
+    return value if isinstance(value, str) else repr(float(value)).removesuffix(".0")
+
+
 def step_indices(low: float, high: float, step: float) -> tuple[int, int]:
     """First and last k with low <= k * step <= high, forgiving rounding as Ray Tune does.
 
@@ -113,239 +186,3 @@ def step_indices(low: float, high: float, step: float) -> tuple[int, int]:
     if last < first:
         raise ValueError("there is no multiple of step between low and high")
     return first, last
-
-
-_RANGE_WORDS: dict[str, str] = {
-    "uniform": "[low, high] with low < high",
-    "loguniform": "[low, high] with low < high",
-    "quniform": "[low, high, step] with low < high and a multiple of step between them",
-    "randint": "[low, high] in whole numbers with low < high, which is itself never drawn",
-    "lograndint": "[low, high] in whole numbers with low < high, which is itself never drawn",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class AllowedDomains:
-    """Reads one field of the search space; pydantic finds it in the field's annotation.
-
-    Attributes:
-        one: One value of the field, in words.
-        read: The value in its final type, or None where it is not allowed.
-        schema: JSON Schema of one value.
-        ranges: The domains that are given by bounds and fit the field.
-        low: Smallest bound of a range in words, as ``> 0``.
-    """
-
-    one: str
-    read: Callable[[object], Value | None]
-    schema: dict[str, Any]
-    ranges: tuple[str, ...] = ()
-    low: str = "> 0"
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Names of the domains that fit the field."""
-        return ("grid_search", "choice", *self.ranges)
-
-    @property
-    def words(self) -> str:
-        """What the field takes, for an error message."""
-        return f"{self.one}, or one of the domains {', '.join(self.kinds)}"
-
-    def parse(self, raw: object) -> Domain:
-        """Reads a constant or ``{domain: [...]}``."""
-        if isinstance(raw, Domain):
-            raw = raw.plain()
-        if not isinstance(raw, dict):
-            value = self.read(raw)
-            if value is None:
-                raise refused(Refusal((), self._not_allowed(raw, self.words)))
-            return Domain("constant", (value,))
-        mapping = cast("dict[str, object]", raw)
-        if len(mapping) != 1:
-            given = ", ".join(format_key_path((key,)) for key in mapping) or "none"
-            message = f"{len(mapping)} domains are given ({given}); allowed: {self.words}"
-            raise refused(Refusal((), shorten(message, 300)))
-        ((kind, values),) = mapping.items()
-        if kind not in self.kinds:
-            message = f"unknown domain{suggestion(kind, self.kinds)}; allowed: {self.words}"
-            raise refused(Refusal((kind,), message, at_key=True))
-        items = cast("list[object]", values) if isinstance(values, list) else None
-        listed = kind not in _RANGE_WORDS
-        if not items:
-            allowed = "a list of one or more values" if listed else _RANGE_WORDS[kind]
-            message = f"{show(cast('object', values))} is not allowed; allowed: {allowed}"
-            raise refused(Refusal((kind,), message))
-        found = self._listed(kind, items) if listed else self._range(kind, items)
-        return Domain(cast("DomainKind", kind), found)
-
-    def _not_allowed(self, raw: object, allowed: str) -> str:
-        hint = "" if "one of" in self.one else quotes_hint(raw)
-        return f"{show(raw)} is not allowed{hint}; allowed: {allowed}"
-
-    def _listed(self, kind: str, items: list[object]) -> tuple[Value, ...]:
-        refusals: list[Refusal] = []
-        seen: dict[Value, int] = {}
-        values: list[Value] = []
-        for index, raw in enumerate(items):
-            value = self.read(raw)
-            if value is None:
-                refusals.append(Refusal((kind, index), self._not_allowed(raw, self.one)))
-                continue
-            values.append(value)
-            # A choice may repeat a value to make it likelier; a grid would only run it twice.
-            if kind == "grid_search" and seen.setdefault(value, index) != index:
-                message = f"{show(raw)} is listed twice; allowed: different values"
-                refusals.append(Refusal((kind, index), message))
-        if refusals:
-            raise refused(*refusals)
-        return tuple(values)
-
-    def _range(self, kind: str, items: list[object]) -> tuple[Value, ...]:
-        whole = kind in ("randint", "lograndint")
-        words = _RANGE_WORDS[kind]
-        refusals: list[Refusal] = []
-        numbers: list[int | float] = []
-        for index, raw in enumerate(items):
-            # A step is any number > 0; a bound must itself be a value of the field.
-            value = _number(raw) if index == 2 else self.read(raw)
-            if whole and not (type(raw) is int and raw <= MAX_WHOLE):
-                value = None
-            if value is None or isinstance(value, str) or value <= 0:
-                allowed = (
-                    f"a {'whole ' if whole else ''}number {'> 0' if index == 2 else self.low}"
-                )
-                refusals.append(Refusal((kind, index), self._not_allowed(raw, allowed)))
-            else:
-                numbers.append(int(value) if whole else value)
-        if refusals:
-            raise refused(*refusals)
-        whole_range = f"{show(items)} is not allowed; allowed: {words}"
-        if len(numbers) != (3 if kind == "quniform" else 2) or not numbers[0] < numbers[1]:
-            raise refused(Refusal((kind,), whole_range))
-        if kind == "quniform":
-            try:
-                step_indices(numbers[0], numbers[1], numbers[2])
-            except ValueError as error:
-                raise refused(Refusal((kind,), f"{whole_range} ({error})")) from None
-        return tuple(numbers)
-
-    def __get_pydantic_core_schema__(
-        self, source: object, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            self.parse,
-            serialization=core_schema.plain_serializer_function_ser_schema(Domain.plain),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        number = {"type": "number", "exclusiveMinimum": 0}
-        whole = {"type": "integer", "minimum": 1}
-        arguments: dict[str, dict[str, Any]] = {
-            "grid_search": {"items": self.schema, "minItems": 1, "uniqueItems": True},
-            "choice": {"items": self.schema, "minItems": 1},
-        }
-        for kind in self.ranges:
-            item = whole if kind in ("randint", "lograndint") else number
-            length = 3 if kind == "quniform" else 2
-            arguments[kind] = {"items": item, "minItems": length, "maxItems": length}
-        domains = [
-            {
-                "type": "object",
-                "title": kind,
-                "description": _RANGE_WORDS.get(kind, "a list of values"),
-                "properties": {kind: {"type": "array", **rest}},
-                "required": [kind],
-                "additionalProperties": False,
-            }
-            for kind, rest in arguments.items()
-        ]
-        return {"anyOf": [{"title": "constant", **self.schema}, *domains]}
-
-
-def _number(raw: object) -> float | None:
-    if isinstance(raw, bool) or not isinstance(raw, int | float):
-        return None
-    try:
-        value = float(raw)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) and value > 0 else None
-
-
-def _batch_size(raw: object) -> str | float | None:
-    if isinstance(raw, str) and raw == FULL:
-        return raw
-    value = _number(raw)
-    return value if value is not None and value >= 1 else None
-
-
-def _iterations(raw: object) -> int | None:
-    return raw if type(raw) is int and 1 <= raw <= MAX_ITERATIONS else None
-
-
-def _number_or_zero(raw: object) -> float | None:
-    return 0.0 if type(raw) in (int, float) and raw == 0 else _number(raw)
-
-
-def _steps(raw: object) -> int | None:
-    return raw if type(raw) is int and 0 <= raw <= MAX_ITERATIONS else None
-
-
-def _noise(raw: object) -> str | float | None:
-    return raw if isinstance(raw, str) and raw == CALIBRATED else _number(raw)
-
-
-def _one_word(names: Any) -> AllowedDomains:
-    """A field that takes one of a Literal's words."""
-    words = get_args(names)
-    return AllowedDomains(
-        one=one_of(names).words,
-        read=lambda raw: raw if isinstance(raw, str) and raw in words else None,
-        schema={"type": "string", "enum": list(words)},
-    )
-
-
-_RANGES = ("uniform", "loguniform", "quniform", "randint", "lograndint")
-NUMBERS = AllowedDomains(
-    one="a number > 0",
-    read=_number,
-    schema={"type": "number", "exclusiveMinimum": 0},
-    ranges=_RANGES,
-)
-BATCH_SIZES = AllowedDomains(
-    one=f"a number >= 1 or the word {FULL}",
-    read=_batch_size,
-    schema={"anyOf": [{"type": "number", "minimum": 1}, {"const": FULL}]},
-    ranges=_RANGES,
-    low=">= 1",
-)
-ITERATIONS = AllowedDomains(
-    one=f"a whole number from 1 to {MAX_ITERATIONS}",
-    read=_iterations,
-    schema={"type": "integer", "minimum": 1, "maximum": MAX_ITERATIONS},
-    ranges=("randint", "lograndint"),
-    low=f"from 1 to {MAX_ITERATIONS}",
-)
-OPTIMIZERS = _one_word(OptimizerName)
-SCHEDULES = _one_word(ScheduleName)
-NUMBERS_OR_ZERO = AllowedDomains(
-    one="a number >= 0",
-    read=_number_or_zero,
-    schema={"type": "number", "minimum": 0},
-    ranges=_RANGES,
-)
-STEPS = AllowedDomains(
-    one=f"a whole number from 0 to {MAX_ITERATIONS}",
-    read=_steps,
-    schema={"type": "integer", "minimum": 0, "maximum": MAX_ITERATIONS},
-    ranges=("randint", "lograndint"),
-)
-NOISES = AllowedDomains(
-    one=f"a number > 0 or the word {CALIBRATED}",
-    read=_noise,
-    schema={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": CALIBRATED}]},
-    ranges=_RANGES,
-)

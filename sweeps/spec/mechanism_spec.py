@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from sweeps.spec.domains import FULL, MAX_ITERATIONS, MAX_WHOLE, Domain
+from sweeps.spec.domains import FULL, MAX_ITERATIONS, MAX_WHOLE, AnyDomain
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, refused
 from sweeps.spec.section import Section
@@ -61,9 +61,9 @@ def mechanism_refusals(
     privacy: PrivacySpec,
     user_feature: str | None,
     clipping_mode: str,
-    optimizer: Domain,
-    expected_batch_size: Domain,
-    iterations: Domain,
+    optimizer: AnyDomain,
+    expected_batch_size: AnyDomain,
+    iterations: AnyDomain,
 ) -> Iterator[Refusal]:
     """What the rest of a specification says that its mechanism cannot be combined with."""
     yield from _user_refusals(mechanism, user_feature)
@@ -96,9 +96,9 @@ def _user_refusals(mechanism: MechanismSpec, user_feature: str | None) -> Iterat
 def _banded_refusals(
     bands: int,
     clipping_mode: str,
-    optimizer: Domain,
-    expected_batch_size: Domain,
-    iterations: Domain,
+    optimizer: AnyDomain,
+    expected_batch_size: AnyDomain,
+    iterations: AnyDomain,
 ) -> Iterator[Refusal]:
     fewest = int(iterations.bounds()[0])
     if bands > fewest:
@@ -123,7 +123,7 @@ def _banded_refusals(
 
 
 def _truncated_refusals(
-    size: int, privacy: PrivacySpec, expected_batch_size: Domain
+    size: int, privacy: PrivacySpec, expected_batch_size: AnyDomain
 ) -> Iterator[Refusal]:
     path = ("mechanism", "truncated_batch_size")
     if privacy.neighboring_relation != "zero_out":

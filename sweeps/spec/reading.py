@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sweeps.errors import Problem, SpecError
-from sweeps.spec.domains import AllowedDomains
+from sweeps.spec.allowed_domains import AllowedDomains
 from sweeps.spec.refusals import Allowed, refusals_in
 from sweeps.spec.scheduler_spec import SCHEDULERS
 from sweeps.spec.search_spec import SEARCHES

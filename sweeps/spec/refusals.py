@@ -52,3 +52,8 @@ def refusals_in(detail: ErrorDetails) -> tuple[Refusal, ...]:
     if detail["type"] != _REFUSED:
         return ()
     return cast("tuple[Refusal, ...]", detail.get("ctx", {})["refusals"])
+
+
+def refusals_of(error: PydanticCustomError) -> tuple[Refusal, ...]:
+    """What `refused` put into an error that pydantic has not carried yet."""
+    return cast("tuple[Refusal, ...]", (error.context or {})["refusals"])

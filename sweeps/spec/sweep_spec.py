@@ -19,9 +19,8 @@ What the fields must satisfy together:
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import Field, WithJsonSchema, model_validator
 
@@ -29,29 +28,16 @@ from accounting import PrivacyUnit
 from sweeps.spec.augmentation_spec import AugmentationSpec
 from sweeps.spec.averaging_spec import AveragingSpec
 from sweeps.spec.clipping_spec import ClippingSpec
-from sweeps.spec.domains import (
-    BATCH_SIZES,
-    CALIBRATED,
-    FULL,
-    ITERATIONS,
-    MAX_WHOLE,
-    NOISES,
-    NUMBERS,
-    NUMBERS_OR_ZERO,
-    OPTIMIZERS,
-    SCHEDULES,
-    STEPS,
-    Domain,
-)
+from sweeps.spec.domains import CALIBRATED, FULL, MAX_WHOLE
 from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
 from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec, scheduler_refusals
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
+from sweeps.spec.space_spec import SearchSpace
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
 from sweeps.spec.stop_spec import StopSpec
-from sweeps.spec.yaml_source import suggestion
 from trainer.config import (
     DATASET_NAME_PATTERN,
     MAX_USER_MODEL_CHARS,
@@ -209,49 +195,6 @@ class ModelSpec(Section):
     )
 
 
-class SearchSpace(Section):
-    """What differs between trials. Each field is a constant or one of Ray Tune's domains."""
-
-    optimizer: Annotated[Domain, OPTIMIZERS] = Field(
-        description="Optimizer, as in optax; dp_adam_bc and scale_then_privatize are Adam for "
-        "noisy gradients."
-    )
-    learning_rate: Annotated[Domain, NUMBERS] = Field(
-        description="Step size; the largest of a schedule."
-    )
-    expected_batch_size: Annotated[Domain, BATCH_SIZES] = Field(
-        description="Mean size of a Poisson-sampled batch: each example joins a step with "
-        "probability expected_batch_size / examples, or with bands, each of the step's group "
-        f"with so many times that. {FULL}: all examples join every step. With data.user_feature "
-        "all of this is about users."
-    )
-    iterations: Annotated[Domain, ITERATIONS] = Field(description="Number of noisy steps.")
-    noise_multiplier: Annotated[Domain, NOISES] = Field(
-        description=f"Noise standard deviation / sensitivity; {CALIBRATED} is the smallest that "
-        "keeps the trial within the target."
-    )
-    l2_clip_norm: Annotated[Domain, NUMBERS] = Field(
-        description="Bound on one example's gradient norm."
-    )
-    weight_decay: Annotated[Domain, NUMBERS_OR_ZERO] = Field(
-        default=Domain("constant", (0.0,)),
-        description="Decoupled weight decay: it touches no gradient and costs no privacy.",
-    )
-    learning_rate_schedule: Annotated[Domain, SCHEDULES] = Field(
-        default=Domain("constant", ("constant",)),
-        description="How the learning rate falls to zero over the iterations, after the warm-up.",
-    )
-    warmup_steps: Annotated[Domain, STEPS] = Field(
-        default=Domain("constant", (0,)),
-        description="Steps over which the learning rate rises first.",
-    )
-
-    def domains(self) -> Iterator[tuple[str, Domain]]:
-        """The fields and their domains, in the order in which they are declared."""
-        for name in type(self).model_fields:
-            yield name, cast("Domain", getattr(self, name))
-
-
 class ResourcesSpec(Section):
     """What trials take from the cluster."""
 
@@ -306,14 +249,9 @@ class SweepSpec(Section):
         if isinstance(search, OptunaSpec):
             first = max(search.n_startup_trials, len(search.points_to_evaluate))
             return min(first, search.num_samples)
-        grids = {
-            name: len(domain.values)
-            for name, domain in self.search_space.domains()
-            if domain.kind == "grid_search"
-        }
         points = search.points_to_evaluate[: search.num_samples]
-        left = (math.prod(n for name, n in grids.items() if name not in p) for p in points)
-        return sum(left) + math.prod(grids.values()) * (search.num_samples - len(points))
+        size = self.search_space.num_listed
+        return sum(map(size, points)) + size({}) * (search.num_samples - len(points))
 
     @property
     def privacy_unit(self) -> PrivacyUnit:
@@ -350,7 +288,7 @@ class SweepSpec(Section):
             _resource_refusals,
         )
         refusals = [refusal for check in checks for refusal in check(self)]
-        if self.num_listed > MAX_TRIALS:
+        if not refusals and self.num_listed > MAX_TRIALS:
             message = (
                 f"the grid times search.num_samples gives {self.num_listed} trials; "
                 f"allowed: at most {MAX_TRIALS}"
@@ -436,17 +374,11 @@ def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
 
 
 def _search_refusals(spec: SweepSpec) -> Iterator[Refusal]:
-    search, domains = spec.search, dict(spec.search_space.domains())
+    search = spec.search
     for index, point in enumerate(search.points_to_evaluate):
-        for name, value in point.items():
-            path = ("search", "points_to_evaluate", index, name)
-            if name not in domains:
-                message = f"unknown key{suggestion(name, domains)}; allowed: {', '.join(domains)}"
-                yield Refusal(path, message, at_key=True)
-            elif not domains[name].contains(value):
-                said = json.dumps(domains[name].plain())
-                message = f"{json.dumps(value)} is not in the search space; allowed: in {said}"
-                yield Refusal(path, message)
+        for refusal in spec.search_space.point_refusals(point):
+            path = ("search", "points_to_evaluate", index, *refusal.path)
+            yield refusal._replace(path=path)
     if len(search.points_to_evaluate) > search.num_samples:
         message = (
             f"{len(search.points_to_evaluate)} points are more than num_samples; allowed: at most "
@@ -455,13 +387,13 @@ def _search_refusals(spec: SweepSpec) -> Iterator[Refusal]:
         yield Refusal(("search", "points_to_evaluate"), message)
     if not isinstance(search, OptunaSpec):
         return
-    for name, domain in domains.items():
+    for path, domain in spec.search_space.parts():
         if domain.kind == "grid_search":
             message = (
                 "grid_search is not allowed with optuna, which goes through no grid; allowed: "
                 "choice of the same values"
             )
-            yield Refusal(("search_space", name), message)
+            yield Refusal(("search_space", *path), message)
     if (search.objective == "epsilon") != (search.min_utility is not None):
         given = "null" if search.min_utility is None else f"{search.min_utility:g}"
         allowed = "null" if search.objective != "epsilon" else "a number from 0 to 1"
@@ -523,19 +455,19 @@ def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             "each other; allowed: {name: random}"
         )
         yield Refusal(("search", field), message, at_key=True)
-    for name, domain in spec.search_space.domains():
+    for path, domain in spec.search_space.parts():
         if domain.kind == "grid_search":
             message = (
                 "grid_search is not allowed under private_selection, whose trials are drawn "
                 "independently of each other; allowed: choice of the same values"
             )
-            yield Refusal(("search_space", name), message)
-        elif calibrated and name in ("expected_batch_size", "iterations") and domain.is_range:
+            yield Refusal(("search_space", *path), message)
+        elif calibrated and path[0] in ("expected_batch_size", "iterations") and domain.is_range:
             message = (
                 f"{domain.kind} is not allowed with {CALIBRATED} noise under private_selection, "
                 "whose candidates are then counted one by one; allowed: a constant or choice"
             )
-            yield Refusal(("search_space", name), message)
+            yield Refusal(("search_space", *path), message)
 
 
 def _resource_refusals(spec: SweepSpec) -> Iterator[Refusal]:

@@ -246,6 +246,7 @@ def test_values_are_read_as_a_specification_says_them():
         ("optimizer=adm", "search_space.optimizer: 'adm' is not allowed"),
         ("optimizer={grid_search: [sgd, adam]}", "grid_search is not allowed in a fork"),
         ("learning_rate={uniform: [1, 2]}", "uniform is not allowed in a fork"),
+        ("learning_rate={by: optimizer, sgd: 1}", "by is not allowed in a fork; allowed: one va"),
         ("noise_multiplier=calibrated", "allowed: a number > 0"),
         ("expected_batch_size=5000", "exceeds the 1437 examples"),
         ("warmup_steps=1.5", "search_space.warmup_steps"),

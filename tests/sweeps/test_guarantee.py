@@ -55,6 +55,11 @@ def whole(batches: Any = 64, user_feature=None, **mechanism):
         (whole("full"), "full_batch", "every batch is all of the data; this does NOT"),
         (whole({"choice": ["full"]}), "full_batch", "every batch is all of the data; this"),
         (
+            whole({"by": "optimizer", "sgd": {"grid_search": [64]}, "else": "full"}),
+            "poisson",
+            "Where expected_batch_size is full, every batch is all of the data.",
+        ),
+        (
             whole({"grid_search": [64, "full"]}),
             "poisson",
             "Where expected_batch_size is full, every batch is all of the data.",

@@ -1,6 +1,7 @@
 """The search space: how many settings, in which order, and what a trial is then given."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.errors import SpecError
-from sweeps.search_space import Hyperparameters, expand, public_num_units, trial_config, value_at
+from sweeps.search_space import (
+    Hyperparameters,
+    candidates,
+    expand,
+    public_num_units,
+    trial_config,
+    value_at,
+)
 from sweeps.spec.domains import Domain, step_indices
 from sweeps.spec.reading import load_spec, parse_spec
 from trainer.config import DataConfig, ModelConfig, TrialConfig
@@ -125,10 +133,9 @@ def test_types_are_those_of_a_trial():
     assert type(setting.learning_rate) is float
 
 
-@pytest.mark.parametrize("kind", ["constant", "grid_search"])
-def test_only_random_domains_are_drawn_from(kind):
-    with pytest.raises(ValueError, match=f"domain.kind='{kind}'"):
-        value_at(Domain(kind, (1.0,)), 0.5)
+def test_nothing_is_drawn_from_a_grid():
+    with pytest.raises(ValueError, match=r"domain\.kind='grid_search'"):
+        value_at(Domain("grid_search", (1.0,)), 0.5)
 
 
 def test_whole_domains_exclude_high_and_reach_both_ends():
@@ -389,3 +396,169 @@ def test_a_domain_contains_what_it_gives(kind, chance):
     assert domain.contains(value_at(domain, chance))
     assert not domain.contains(100.0)
     assert not domain.contains("b")
+
+
+# --- Fields that depend on another one -----------------------------------------------------
+
+PARENTS = {
+    "optimizer": ["sgd", "adam", "lamb"],
+    "learning_rate_schedule": ["constant", "cosine"],
+    "expected_batch_size": [16, 64, "full"],
+}
+CHILDREN = ["learning_rate", "noise_multiplier", "l2_clip_norm", "weight_decay"]
+DRAWN = st.sampled_from(
+    [{"uniform": [1, 2]}, {"loguniform": [3, 9]}, {"choice": [4, 5]}, {"quniform": [6, 8, 0.5]}]
+)
+LISTED = st.one_of(
+    st.sampled_from([1, 7.5]),
+    st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True).map(
+        lambda values: {"grid_search": values}
+    ),
+)
+
+ANY = st.one_of(LISTED, DRAWN)
+
+
+@st.composite
+def conditional_spaces(draw_, only_listed=False):
+    """Fields of a space, some of which depend on others."""
+    fields = {}
+    for name, values in PARENTS.items():
+        some = draw_(st.lists(st.sampled_from(values), min_size=1, unique=True))
+        kinds = ["grid_search"] if only_listed else ["grid_search", "choice"]
+        fields[name] = {draw_(st.sampled_from(kinds)): some}
+    for name in draw_(st.lists(st.sampled_from(CHILDREN), min_size=1, unique=True)):
+        by = draw_(st.sampled_from(sorted(PARENTS)))
+        ((kind, values),) = fields[by].items()
+        domains = (
+            LISTED if only_listed else DRAWN if kind == "choice" else st.one_of(LISTED, DRAWN)
+        )
+        fields[name] = {"by": by} | {str(value): draw_(domains) for value in values}
+    return fields
+
+
+def space_of(fields, search):
+    return searching(search, **{name: json.dumps(domain) for name, domain in fields.items()})
+
+
+def branch_of(fields, name, values):
+    """The domain of a field, as it is stated, where others have some values."""
+    domain = fields[name]
+    if not isinstance(domain, dict) or "by" not in domain:
+        return domain
+    value = values[domain["by"]]
+    return domain[value if isinstance(value, str) else f"{value:g}"]
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(conditional_spaces(), st.sampled_from(["random", "quasi_random"]), st.integers(1, 3))
+def test_a_dependent_field_lies_in_its_branch(fields, name, num_samples):
+    spec = space_of(fields, {"name": name, "num_samples": num_samples})
+    found = expand(spec)
+    assert len(found) == spec.num_listed
+    for setting in found:
+        values = dataclasses.asdict(setting)
+        for field, domain in spec.search_space.domains():
+            part = domain.given(values)
+            assert part.contains(values[field]), (field, values)
+            assert part.plain() == branch_of({**spec.model_dump()["search_space"]}, field, values)
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(conditional_spaces(only_listed=True))
+def test_a_grid_is_the_union_over_the_branches(fields):
+    spec = space_of(fields, {"num_samples": 1})
+    union = set()
+    for parents in itertools.product(*(fields[by]["grid_search"] for by in PARENTS)):
+        values = dict(zip(PARENTS, parents, strict=True))
+        one = {name: branch_of(fields, name, values) for name in fields} | values
+        union.update(expand(space_of(one, {"num_samples": 1})))
+    found = expand(spec)
+    assert len(found) == len(union) == spec.num_listed
+    assert set(found) == union
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(conditional_spaces(), st.sampled_from(["random", "quasi_random"]), st.integers(0, 9))
+def test_what_depends_on_nothing_is_drawn_as_if_nothing_did(fields, name, seed):
+    fields = {**fields, "iterations": {"randint": [10, 1000]}}
+    search = {"name": name, "num_samples": 8, "seed": seed}
+    alone = {name: domain for name, domain in fields.items() if "by" not in domain}
+    free = [name for name, domain in alone.items() if "grid_search" not in domain]
+
+    def drawn(setting):
+        return [getattr(setting, name) for name in free]
+
+    with_them, without = expand(space_of(fields, search)), expand(space_of(alone, search))
+    assert len(with_them) >= len(without)
+    for dependent, other in zip(with_them, without, strict=False):
+        assert drawn(dependent) == drawn(other)
+
+
+def test_quasi_random_covers_each_branch_evenly():
+    fields = {
+        "optimizer": {"choice": ["sgd", "adam"]},
+        "learning_rate": {
+            "by": "optimizer",
+            "sgd": {"uniform": [1, 2]},
+            "adam": {"uniform": [5, 9]},
+        },
+    }
+    found = expand(space_of(fields, {"name": "quasi_random", "num_samples": 64, "seed": 3}))
+    sgd = [s.learning_rate - 1 for s in found if s.optimizer == "sgd"]
+    adam = [(s.learning_rate - 5) / 4 for s in found if s.optimizer == "adam"]
+    for values in (sgd, adam):
+        # Half of the points, but for those on the border, and of them a quarter in each quarter.
+        counts, _ = np.histogram(values, bins=4, range=(0, 1))
+        assert counts.sum() == len(values)
+        assert counts.min() >= 7
+        assert counts.max() <= 9
+
+
+def test_a_point_takes_the_place_of_a_dependent_field():
+    fields = {
+        "optimizer": {"grid_search": ["sgd", "adam"]},
+        "learning_rate": {"by": "optimizer", "sgd": {"grid_search": [1, 2, 3]}, "adam": 2},
+    }
+    points = [{"optimizer": "sgd"}, {"learning_rate": 2}, {"optimizer": "adam"}]
+    spec = space_of(fields, {"num_samples": 4, "points_to_evaluate": points})
+    found = [(s.optimizer, s.learning_rate) for s in expand(spec)]
+    first = [("sgd", 1.0), ("sgd", 2.0), ("sgd", 3.0)]
+    assert found == [*first, ("sgd", 2), ("adam", 2), ("adam", 2.0), *first, ("adam", 2.0)]
+    assert spec.num_listed == len(found)
+
+
+def test_the_field_that_others_depend_on_comes_before_them_in_the_grid():
+    fields = {
+        "optimizer": {"grid_search": ["sgd", "adam"]},
+        "noise_multiplier": {"by": "optimizer", "sgd": {"grid_search": [2, 3]}, "adam": 5},
+        "l2_clip_norm": {"grid_search": [1, 4]},
+    }
+    found = expand(space_of(fields, {"num_samples": 1}))
+    assert [(s.optimizer, s.noise_multiplier, s.l2_clip_norm) for s in found] == [
+        ("sgd", 2.0, 1.0),
+        ("sgd", 2.0, 4.0),
+        ("sgd", 3.0, 1.0),
+        ("sgd", 3.0, 4.0),
+        ("adam", 5.0, 1.0),
+        ("adam", 5.0, 4.0),
+    ]
+
+
+def test_a_selection_is_reckoned_with_every_branch_that_costs_something():
+    fields = {
+        "optimizer": {"choice": ["sgd", "adam", "lamb"]},
+        "learning_rate": {"by": "optimizer", "sgd": {"uniform": [1, 2]}, "else": 1},
+        "noise_multiplier": {"by": "optimizer", "sgd": {"uniform": [3, 4]}, "else": 2},
+        "iterations": {"choice": [50, 100]},
+    }
+    spec = space_of(fields, {})
+    privacy = {
+        **spec.model_dump(mode="json")["privacy"],
+        "policy": "private_selection",
+        "accountant": "rdp",
+        "selection": {"distribution": "geometric", "mean": 3},
+    }
+    spec = parse_spec(json.dumps({**spec.model_dump(mode="json"), "privacy": privacy}))
+    found = {(s.noise_multiplier, s.iterations) for s in candidates(spec)}
+    assert found == {(3.0, 50), (3.0, 100), (2.0, 50), (2.0, 100)}

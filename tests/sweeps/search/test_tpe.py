@@ -56,7 +56,7 @@ def test_what_is_proposed_lies_in_the_space_and_makes_a_setting(number, seed):
     ]
     values = propose(spec, tried, number)
     for name, domain in spec.search_space.domains():
-        assert domain.contains(values[name]), (name, values[name])
+        assert domain.given(values).contains(values[name]), (name, values[name])
     setting = hyperparameters(values)
     assert type(setting.iterations) is int
     assert type(setting.expected_batch_size) is float
@@ -164,3 +164,47 @@ def test_a_search_that_has_only_been_refused_goes_on(objective):
     spec = spec_of(objective=objective, **more)
     tried = [one_of(spec, n, outcome="refused", excess=1e6) for n in range(20)]
     assert propose(spec, tried, 20)
+
+
+# --- Fields that depend on another one -----------------------------------------------------
+
+BRANCHES = {
+    "optimizer": {"choice": ["sgd", "adam", "lamb"]},
+    "learning_rate": {
+        "by": "optimizer",
+        "sgd": {"uniform": [1.0, 9.0]},
+        "adam": {"loguniform": [0.001, 0.1]},
+        "lamb": 0.5,
+    },
+}
+# Where each branch is best; sgd is better than adam on the whole.
+BEST = {"sgd": 3.0, "adam": 0.02}
+
+
+def branched(values):
+    rate, best = values["learning_rate"], BEST.get(values["optimizer"])
+    if best is None:
+        return Tried(values=values, outcome="refused", excess=1.0)
+    utility = 0.5 - 0.3 * (abs(rate - best) / best) - 0.1 * (values["optimizer"] == "adam")
+    return Tried(values=values, outcome="completed", utility=utility, epsilon=1.0, step=20)
+
+
+@settings(max_examples=20, deadline=None)
+@given(number=st.integers(0, 10**6), seed=st.integers(0, 100))
+def test_a_dependent_field_is_proposed_within_its_branch(number, seed):
+    spec = spec_of({**BRANCHES, "iterations": {"randint": [10, 100]}}, seed=seed)
+    tried = searched(spec, 4, branched)
+    values = propose(spec, tried, number)
+    for name, domain in spec.search_space.domains():
+        assert domain.given(values).contains(values[name]), (name, values)
+    hyperparameters(values)
+    assert propose(spec, tried, number) == values
+
+
+def test_each_branch_comes_to_what_is_best_in_it():
+    tried = searched(spec_of(only(**BRANCHES)), 60, branched)
+    late = [each.values for each in tried[20:]]
+    rates = {by: [v["learning_rate"] for v in late if v["optimizer"] == by] for by in BEST}
+    near = [abs(rate - 3.0) < 1.0 for rate in rates["sgd"]]
+    assert sum(near) > len(near) / 2, "blindly it would be a quarter"
+    assert len(rates["sgd"]) > 40 / 3, "blindly it would be a third"
