@@ -45,6 +45,11 @@ _PATIENCE_SECS = 60.0
 _LOOK_AGAIN_SECS = 0.1
 # FFTs of different machines round differently, and epsilon comes out of one.
 _EPSILON_TOLERANCE = 1e-9
+_STOPPED = frozenset({TrialState.PRUNED})
+# What may become of a trial that waits; with RUNNING it is about to.
+_WAITING = frozenset(
+    {TrialState.RUNNING, TrialState.PAUSED, TrialState.CANCELLED, TrialState.FAILED}
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,12 +110,13 @@ def verify(
     Raises:
         StoreError: If there is no such sweep.
     """
-    store.sweep(sweep_id)
+    scheduler = store.sweep(sweep_id).spec.get("scheduler", {})
+    may_wait = bool(scheduler.get("promotion", False))
     problem = ""
     with ExitStack() as stack:
         if with_mlflow and not stack.enter_context(_nobody_delivers(store)):
             problem = "another process is delivering to it"
-        records, told = _read(store, sweep_id)
+        records, told = _read(store, sweep_id, may_wait=may_wait)
         ledger = store.ledger.verify()
         found = [Difference(None, "ledger", None, said) for said in ledger.problems]
         epsilons = _Epsilons()
@@ -157,9 +163,13 @@ def _nobody_delivers(store: Store) -> Generator[bool]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Records:
-    """All that is written down of a trial but in MLflow."""
+    """All that is written down of a trial but in MLflow.
+
+    ``may_wait`` says whether its sweep's trials wait at rungs instead of being pruned there.
+    """
 
     row: sa.Row[Any]
+    may_wait: bool
     reservation: Reservation | None
     branches: Sequence[sa.Row[Any]]
     reports: Sequence[sa.Row[Any]]
@@ -179,8 +189,13 @@ class _Records:
     def config(self) -> TrialConfig | None:
         return self.row.trial_config and TrialConfig.from_json(self.row.trial_config)
 
+    @property
+    def states_at_a_rung(self) -> frozenset[TrialState]:
+        """Where it may be once it has been told not to go on."""
+        return _STOPPED | _WAITING if self.may_wait else _STOPPED
 
-def _read(store: Store, sweep_id: str) -> tuple[list[_Records], list[Told]]:
+
+def _read(store: Store, sweep_id: str, *, may_wait: bool) -> tuple[list[_Records], list[Told]]:
     """A sweep's trials by number, and all messages about it, oldest first."""
     with reading(store.ledger.engine) as connection:
         query = sa.select(trials).where(trials.c.sweep_id == sweep_id).order_by(trials.c.number)
@@ -210,6 +225,7 @@ def _read(store: Store, sweep_id: str) -> tuple[list[_Records], list[Told]]:
     records = [
         _Records(
             row=row,
+            may_wait=may_wait,
             reservation=reservations.get(row.trial_id),
             told=told_of[row.trial_id],
             **{name: found[row.trial_id] for name, found in of_trial.items()},
@@ -354,13 +370,27 @@ def _of_end(trial: _Records) -> _Found:
     stopped = any(not row.goes_on for row in trial.rungs)
     if trial.state is TrialState.PRUNED and known and not stopped:
         found.append(("rung at which it was to stop", "one", None))
-    if stopped and not trial.row.exempt and trial.state is not TrialState.PRUNED:
+    if stopped and not (trial.row.exempt or trial.state in trial.states_at_a_rung):
         found.append(("state after a rung at which it was to stop", "PRUNED", trial.state))
     reported = {(row.step, row.eval_accuracy) for row in trial.reports}
+    reported |= set(_best_until(trial))  # by which the median rule decides
     for row in trial.rungs:
         if row.step < row.rung or (row.step, row.utility) not in reported:
             found.append((f"report that decided at rung {row.rung}", row.utility, None))
     return found
+
+
+def _best_until(trial: _Records) -> Generator[tuple[int, float | None]]:
+    """At each step that a trial reported, the best utility that it had reported by then.
+
+    A step that was reported again by a later branch counts as it was the first time.
+    """
+    best, seen = -math.inf, 0
+    for row in trial.reports:  # by step, and each step by branch
+        if row.step > seen and row.eval_accuracy is not None:
+            best = max(best, row.eval_accuracy)
+        seen = row.step
+        yield row.step, finite_or_none(best)
 
 
 class _Epsilons:

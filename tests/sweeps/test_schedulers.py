@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sweeps.verification import verify
 from tests.sweeps.test_run import SPEC, by_state
 from tests.sweeps.whole_sweep import (
     DEADLINE_SECS,
@@ -24,7 +25,10 @@ def finished(folder, scheduler, learning_rates):
     with running(folder, spec) as process:
         out, err = process.communicate(timeout=DEADLINE_SECS)
     assert process.returncode == 0, err
-    return json.loads(out), store_of(folder)[0]
+    document = json.loads(out)
+    store, home = store_of(folder)
+    assert verify(store, home, document["sweep_id"], with_mlflow=False).ok
+    return document, store
 
 
 def rates(trials):

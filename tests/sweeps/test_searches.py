@@ -1,17 +1,13 @@
 """Each search as a real sweep on digits, with refused configurations among its proposals."""
 
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.sweeps.test_run import SPEC
 from tests.sweeps.whole_sweep import DEADLINE_SECS, running, store_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-SPECS = Path(__file__).parents[2] / "specs"
 
 # Of what is drawn, some is too dear and some is not.
 SPACE = {
@@ -91,13 +87,3 @@ def test_a_search_of_which_all_is_refused_ends_and_says_why(tmp_path):
     assert states(document) == ["REJECTED"] * 8
     assert "the search has ended: its last 8 proposals (search.max_refused) were all" in err
     assert document["state"] == "COMPLETED"
-
-
-def test_the_specification_that_is_shipped_runs(tmp_path):
-    # As it is, but for fewer trials.
-    spec = yaml.safe_load((SPECS / "digits_optuna.yaml").read_text())
-    spec["search"].update(num_samples=3, n_startup_trials=2)
-    with running(tmp_path, spec) as process:
-        out, err = process.communicate(timeout=DEADLINE_SECS)
-    assert process.returncode == 0, err
-    assert states(json.loads(out)).count("COMPLETED") == 3

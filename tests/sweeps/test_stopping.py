@@ -10,6 +10,7 @@ from sweeps.driver import drive
 from sweeps.schedule import Schedule
 from sweeps.spec.stop_spec import StopSpec
 from sweeps.stopping import busy_secs, why_to_stop
+from sweeps.verification import verify
 from tests.sweeps.fork_parents import MEASURED, branch, row_of
 from tests.sweeps.test_proposals import SPEC, queue_of, ran, submitted
 
@@ -178,6 +179,8 @@ def test_none_that_waits_at_a_rung_goes_on_once_a_rule_holds():
         schedule.decide(trial_id)
         store.rungs.set_aside(trial_id)
     assert schedule.promotable(sweep_id) == ids[0], "it is the better half of those three"
+    waiting = [one.what for one in verify(store, home, sweep_id, with_mlflow=False).differences]
+    assert not [what for what in waiting if "rung" in what], "it is as it should be"
     assert not queue_of(spec, sweep_id, store, home).is_over()
     ruled = spec.model_copy(update={"stop": StopSpec(utility=0.9)})
     queue = queue_of(ruled, sweep_id, store, home)

@@ -106,6 +106,11 @@ def test_the_published_settings_cost_what_is_published(tmp_path):
     assert (config.augmentation.views, config.averaging.ema_decay) == (16, 0.999)
 
 
+def test_every_trial_file_is_in_a_command_that_runs():
+    named = {Path(word).name for line in COMMANDS for word in line.split() if "specs/" in word}
+    assert named == {path.name for path in SPECS.iterdir()}
+
+
 def test_files_read_alike_for_everybody_who_reads_yaml():
     for path in SPECS.glob("*.yaml"):
         ours = parse_yaml(path.read_text()).data
