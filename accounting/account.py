@@ -279,13 +279,27 @@ class Account:
 
     # -- open ---------------------------------------------------------------------------------
 
+    def free_rdp(self, team: str = "") -> float:
+        """Rényi divergence that may be taken now; under `open`. 0 while the budget is frozen.
+
+        Args:
+            team: Who would pay; "" where the budget is not divided.
+        """
+        if self.state != "active":
+            return 0.0
+        others = self.rdp_of_others(team) if self.shares else 0.0
+        taken = parts_rdp(self.tally(team).committed, self.terms.order)
+        return max(0.0, self._rdp_limit(team, others) - taken)
+
+    def _rdp_limit(self, team: str, others: float) -> float:
+        return min(self.terms.rdp_limit * self._share(team), self.terms.rdp_limit - others)
+
     def _open(self, claims: Sequence[Claim], team: str) -> list[Verdict]:
         terms, tally = self.terms, self.tally(team)
-        limit = terms.rdp_limit * self._share(team)
         spent = parts_rdp(tally.charged, terms.order)
         taken = parts_rdp(tally.committed, terms.order)
         others = self.rdp_of_others(team) if self.shares else 0.0
-        limit = min(limit, terms.rdp_limit - others)
+        limit = self._rdp_limit(team, others)
         verdicts: list[Verdict] = []
         more: collections.Counter[Step] = collections.Counter()
         for claim in claims:

@@ -7,6 +7,7 @@
     ledger.charge("trial-1", 100)       # before anything of the first 100 steps is seen
     ledger.settle("trial-1")            # what never ran is free again
     ledger.extend("trial-1", 500)       # taken up again, if there is room for the rest
+    ledger.ask_again("trial-2")         # refused before; by now others have given back
 
 Every decision is one transaction under one lock, so two writers cannot both take the last of a
 budget. Every method may be called again with the same arguments, after a crash for instance: it
@@ -296,7 +297,8 @@ class Ledger:
             The reservation, in whatever state it is by now.
 
         Raises:
-            BudgetExceeded: It does not fit; the journal says why, and so it will next time.
+            BudgetExceeded: It does not fit; the journal says why, and so does a repetition,
+                unless it is asked again (`ask_again`) in between.
             InvalidPrivacyParameter: The request makes no sense, or does not suit the budget.
             LedgerError: There is no such budget, or the id stands for another request.
         """
@@ -359,6 +361,33 @@ class Ledger:
         with contextlib.suppress(AccountingError):  # The decision will meet it again.
             for step in {mechanism.step for mechanism in mechanisms}:
                 step_rdp(step, terms.order)
+
+    def ask_again(self, request_id: str) -> Reservation:
+        """Decides anew on a request that was refused, under `open`: others may have given back.
+
+        The refusal stays in the journal, and beside it whatever is decided now. To repeat a
+        request (`reserve`) is not to ask again: it gets the answer that there is.
+
+        Args:
+            request_id: Of a request that was made before.
+
+        Returns:
+            The reservation: open now, or as it is, where it was admitted before.
+
+        Raises:
+            BudgetExceeded: It does not fit now, either, or the budget is frozen or retired.
+            LedgerError: There is no such request, or it was refused under another policy: alone
+                it is too dear for good, and a list is refused as a whole.
+        """
+        name = _validate.name("request_id", request_id)
+        with contextlib.suppress(InvalidPrivacyParameter, LedgerError):
+            found = self.reservation(name)
+            if found.may_be_asked_again:
+                self._reckon_beforehand(found.budget, [found.request.claim], found.team)
+        answer = self._group.run(lambda transaction: transaction.ask_again(name), [name])
+        if answer.state == "refused":
+            raise answer.refusal
+        return answer
 
     def extend(self, request_id: str, iterations: int) -> Reservation:
         """Has a reservation cover so many iterations, and opens it again if it was settled.

@@ -132,7 +132,7 @@ class Reservation:
             those charged after it. Of a list that was begun nothing is given back, so there it
             is the most that was ever reserved.
         verdict: Why, with the numbers: of the newest extension that was admitted, else of the
-            request.
+            request, when it was asked last.
     """
 
     request: Request
@@ -171,6 +171,14 @@ class Reservation:
             committed=self.committed,
             prefix=self.request.prefix,
         )
+
+    @property
+    def may_be_asked_again(self) -> bool:
+        """Whether it was refused and steps that others give back may admit it.
+
+        Only a Rényi filter decides on one request after the other and gives steps back.
+        """
+        return self.state == "refused" and self.verdict.unit == "rdp"
 
     @property
     def refusal(self) -> BudgetExceeded:

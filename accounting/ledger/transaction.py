@@ -54,7 +54,7 @@ _CHANGED_RESERVATION = (
         committed=sa.bindparam("to_committed"),
     )
 )
-_EXTENDED_RESERVATION = _CHANGED_RESERVATION.values(
+_DECIDED_RESERVATION = _CHANGED_RESERVATION.values(
     reserved=sa.bindparam("to_reserved"), verdict=sa.bindparam("to_verdict")
 )
 _COUNTED = (
@@ -274,6 +274,42 @@ class LedgerTransaction:
             self._count(name, team, key, request.mechanism.repetitions, 0)
         return reservation
 
+    def ask_again(self, request_id: str) -> Reservation:
+        """See `Ledger.ask_again`; a refusal is the answer."""
+        before = self._reservation(request_id)
+        if before.state != "refused":
+            return before
+        _, account = self._account(before.budget)
+        if account.terms.policy != "open":
+            raise LedgerError(
+                f"request {request_id!r}: is not asked again; allowed under the policy 'open', "
+                f"and this is {account.terms.policy!r}"
+            )
+        claim = before.request.claim
+        (verdict,) = account.decide([claim], before.team)
+        size = before.request.size if verdict.admitted else 0
+        facts = {"request_id": request_id, "verdict": verdict.to_json()}
+        kind = "reserved_later" if verdict.admitted else "refused_again"
+        self.journal.append(kind, before.budget, facts)
+        after = dataclasses.replace(
+            before,
+            state="open" if verdict.admitted else "refused",
+            reserved=size,
+            committed=size,
+            verdict=verdict,
+        )
+        self._change(
+            after,
+            _DECIDED_RESERVATION,
+            to_reserved=size,
+            to_verdict=canonical_json(verdict.to_json()),
+        )
+        if verdict.admitted:
+            assert isinstance(before.mechanism, Mechanism)  # `open` takes nothing else
+            self._count(before.budget, before.team, step_key(before.mechanism.step), claim.more, 0)
+            account.commit(claim, before.team)
+        return after
+
     def extend(self, request_id: str, iterations: int) -> Reservation | BudgetExceeded:
         """See `Ledger.extend`; a refusal is the answer."""
         iterations = _validate.count("iterations", iterations)
@@ -309,7 +345,7 @@ class LedgerTransaction:
         )
         self._change(
             after,
-            _EXTENDED_RESERVATION,
+            _DECIDED_RESERVATION,
             to_reserved=iterations,
             to_verdict=canonical_json(verdict.to_json()),
         )

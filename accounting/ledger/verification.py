@@ -132,6 +132,8 @@ class _Books:
                 self.budgets[budget]["state"] = states[entry.kind]
             case "reserved" | "refused":
                 return self._decision(entry)
+            case "reserved_later" | "refused_again":
+                return self._asked_again(entry)
             case "charged":
                 return self._charge(facts["request_id"], facts["iterations"])
             case "charge_refused" | "extension_refused":
@@ -148,29 +150,46 @@ class _Books:
         facts = entry.facts
         request, verdict = facts["request"], facts["verdict"]
         admitted = entry.kind == "reserved"
+        if verdict["admitted"] is not admitted:
+            return "is not what its verdict says"
         if admitted and self._closed_list(entry.budget, facts["team"]):
             return "adds to a list that was closed"
-        size, text = 0, canonical_json(request)
-        if admitted:
-            mechanism, _ = request_from_text(text)
-            if isinstance(mechanism, Mechanism):
-                size = mechanism.iterations
-                key = (entry.budget, facts["team"], step_key(mechanism.step))
-                self.committed[key] += mechanism.repetitions
-                self.charged[key] += 0
-            else:
-                size = 1
         self.reservations[facts["request_id"]] = {
             "budget": entry.budget,
             "team": facts["team"],
-            "state": "open" if admitted else "refused",
-            "request": text,
+            "state": "refused",
+            "request": canonical_json(request),
             "verdict": canonical_json(verdict),
-            "reserved": size,
+            "reserved": 0,
             "charged": 0,
-            "committed": size,
+            "committed": 0,
         }
-        return _over_limit(verdict) if admitted else None
+        return self._admit(facts["request_id"], verdict) if admitted else None
+
+    def _asked_again(self, entry: Entry) -> str | None:
+        facts = entry.facts
+        row, verdict = self.reservations[facts["request_id"]], facts["verdict"]
+        if row["budget"] != entry.budget or row["state"] != "refused":
+            return "asks again for what was not refused"
+        if self.budgets[entry.budget]["policy"] != "open":
+            return "asks again where a refusal is for good"
+        admitted = entry.kind == "reserved_later"
+        if verdict["admitted"] is not admitted:
+            return "is not what its verdict says"
+        row["verdict"] = canonical_json(verdict)
+        return self._admit(facts["request_id"], verdict) if admitted else None
+
+    def _admit(self, request_id: str, verdict: dict[str, Any]) -> str | None:
+        row = self.reservations[request_id]
+        mechanism, _ = request_from_text(row["request"])
+        size = 1
+        if isinstance(mechanism, Mechanism):
+            size = mechanism.iterations
+            key = (row["budget"], row["team"], step_key(mechanism.step))
+            self.committed[key] += mechanism.repetitions
+            self.charged[key] += 0
+        row.update(state="open", reserved=size, committed=size)
+        return _over_limit(verdict)
 
     def _extend(self, request_id: str, iterations: int, verdict: dict[str, Any]) -> str | None:
         row = self.reservations[request_id]

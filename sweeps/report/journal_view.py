@@ -15,7 +15,7 @@ from rich.text import Text
 from accounting.ledger.journal import Inspected
 from sweeps.report.table import one_line, show_epsilon
 
-_REFUSED = ("refused", "charge_refused", "extension_refused")
+_REFUSED = ("refused", "refused_again", "charge_refused", "extension_refused")
 _MAX_TEXT = 600
 
 
@@ -107,6 +107,14 @@ def _refused(facts: Mapping[str, Any]) -> str:
     return f"refused {facts['request_id']}{_team(facts)}{_fork(facts)}: {reason}"
 
 
+def _reserved_later(facts: Mapping[str, Any]) -> str:
+    return f"reserved {facts['request_id']}, asked again: {_numbers(facts['verdict'])}"
+
+
+def _refused_again(facts: Mapping[str, Any]) -> str:
+    return f"refused {facts['request_id']}, asked again: {facts['verdict']['reason']}"
+
+
 def _fork(facts: Mapping[str, Any]) -> str:
     spent = sum(part["iterations"] for part in facts["request"].get("prefix", ()))
     return f", going on from {_steps(spent)}" if spent else ""
@@ -167,6 +175,8 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "retired": lambda facts: f"retired{_by(facts)}{_because(facts)}",
     "reserved": _reserved,
     "refused": _refused,
+    "reserved_later": _reserved_later,
+    "refused_again": _refused_again,
     "charged": _charged,
     "charge_refused": _charge_refused,
     "extended": _extended,

@@ -114,6 +114,7 @@ METHODS: dict[str, dict[str, list[Any]]] = {
         "team": ["", "a"],
         "dataset_fingerprint": [None],
     },
+    "ask_again": {"request_id": ["r", "no", "n1", "n2"]},
     "charge": {"request_id": ["r", "n1"], "iterations": [0, 1, 5, 10, 11]},
     "extend": {"request_id": ["r", "n1"], "iterations": [1, 5, 10, 20, 10**12]},
     "settle": {"request_id": ["r", "n1"]},
@@ -156,6 +157,9 @@ def small_ledger() -> Ledger:
         )
     ledger.grant("divided", "a", 0.5)
     ledger.reserve("b", TRIAL, request_id="r")
+    for name, budget in (("no", "b"), ("n2", "list")):
+        with contextlib.suppress(BudgetExceeded):
+            ledger.reserve(budget, TRIAL.after(10**12), request_id=name)
     return ledger
 
 

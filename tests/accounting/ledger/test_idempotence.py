@@ -350,6 +350,19 @@ class Model(RuleBasedStateMachine):
         else:
             assert answer == first
 
+    @rule(name=requests)
+    def ask_again(self, name: str) -> None:
+        mechanism, charged, state = self.held[name]
+        fits = sum(self.sums()) + self.cost(mechanism, mechanism.iterations) <= self.limit
+        answer = answer_of(lambda: self.ledger.ask_again(name))
+        if state != "refused":
+            assert (answer.mechanism, answer.charged, answer.state) == (mechanism, charged, state)
+            return
+        assert isinstance(answer, Reservation) == (fits and not self.frozen)
+        self.answers[name] = answer
+        if isinstance(answer, Reservation):
+            self.held[name][2] = "open"
+
     @rule(name=requests, part=st.floats(0, 1.2))
     def charge(self, name: str, part: float) -> None:
         mechanism, charged, state = self.held[name]

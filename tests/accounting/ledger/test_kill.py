@@ -73,9 +73,12 @@ SCRIPT: list[Callable[[Ledger], Any]] = [
     lambda ledger: ledger.settle("l1"),
     lambda ledger: ledger.freeze("open", by="me", reason="a look"),
     lambda ledger: ledger.charge("r1", 70),
+    lambda ledger: ledger.reserve("open", trial(20), request_id="r3", team="a"),
     lambda ledger: ledger.thaw("open"),
     lambda ledger: ledger.charge("r1", 70),
     lambda ledger: ledger.settle("r1"),
+    lambda ledger: ledger.ask_again("r2"),
+    lambda ledger: ledger.ask_again("r3"),
     lambda ledger: ledger.extend("r1", 120),
     lambda ledger: ledger.extend("r1", 10**6),
     lambda ledger: ledger.charge("r1", 110),
@@ -87,7 +90,7 @@ SCRIPT: list[Callable[[Ledger], Any]] = [
     lambda ledger: ledger.reserve("open", trial(30), request_id="r4", team="a"),
     lambda ledger: ledger.retire("open"),
 ]
-FOR_NOW = {11, 12, 13, 14, 16}
+FOR_NOW = {11, 12, 13, 15, 17}
 """Freezing and thawing, and what is refused between; settling what is extended later: asked again
 later, they are done again."""
 

@@ -245,6 +245,35 @@ def test_of_many_that_would_grow_one_gets_the_last_place(ledger: Ledger, policy:
     assert ledger.verify().ok
 
 
+def eight_askings(ledger: Ledger, number: int) -> list[Any]:
+    def ask_again(thread: int) -> str:
+        try:
+            return ledger.ask_again(f"r{(8 * number + thread) % 16}").state
+        except BudgetExceeded:
+            return "refused"
+
+    return in_threads(8, ask_again)
+
+
+@pytest.mark.slow
+def test_of_many_that_ask_again_so_many_are_admitted_as_fit(ledger: Ledger) -> None:
+    create(ledger, "open", trials=5.5)
+    ledger.reserve("b", trial(50), request_id="filler")
+    assert {reserve(ledger, f"r{number}") for number in range(16)} == {"refused"}
+    ledger.charge("filler", 20)
+    ledger.settle("filler")  # 35 steps are free: three trials
+    answers = [a for eight in in_processes(4, ledger, eight_askings) for a in eight]
+    admitted = [n for n in range(16) if ledger.reservation(f"r{n}").state == "open"]
+    assert len(admitted) == 3
+    assert 3 <= answers.count("open") <= 6, "each was asked for twice"
+    level = ledger.status("b").level
+    one = step_rdp(trial().step, ORDER)
+    assert (level.spent, level.reserved) == pytest.approx((20 * one, 30 * one), rel=1e-9)
+    kinds = [entry.kind for entry, _ in ledger.entries()]
+    assert (kinds.count("refused"), kinds.count("reserved_later")) == (16, 3)
+    assert ledger.verify().ok
+
+
 def turn(ledger: Ledger, number: int, thread: int, own: str) -> int:
     budget = "bc"[number % 2]
     moves: list[Callable[[], Any]] = [

@@ -55,6 +55,14 @@ def fill(ledger: Ledger) -> None:
         ledger.reserve("list", trial(10**6), request_id="refused")
     ledger.freeze("list", by="me", reason="a look")
     ledger.thaw("list")
+    ledger.freeze("b")
+    for name in ("late", "never"):
+        with contextlib.suppress(BudgetExceeded):
+            ledger.reserve("b", trial(3), request_id=name, team="team")
+    with contextlib.suppress(BudgetExceeded):
+        ledger.ask_again("never")
+    ledger.thaw("b")
+    ledger.ask_again("late")
     ledger.reserve("b", trial(20), request_id="r2", team="team")
     ledger.settle("r2")
     ledger.extend("r2", 15)
@@ -287,6 +295,31 @@ def test_an_extension_that_is_not_what_was_granted_is_found(
     rehash(raw)
     forget_the_witness(file)
     assert any(problem in found for found in problems_of(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"request_id": "r"}, "asks again for what was not refused"),
+        ({"request_id": "refused"}, "asks again for what was not refused"),  # of another budget
+        ({"request_id": "nobody"}, "makes no sense"),
+        ({"spent": 1e6}, "admits"),
+        ({"admitted": False}, "is not what its verdict says"),
+    ],
+)
+def test_a_second_decision_that_is_not_what_was_decided_is_found(
+    file: Path, raw: sqlite3.Connection, change: dict[str, Any], problem: str
+) -> None:
+    query = "SELECT seq, entry FROM ledger_journal WHERE kind = 'reserved_later'"
+    ((seq, text),) = raw.execute(query).fetchall()
+    entry = json.loads(text)
+    facts = entry["facts"]
+    (facts if "request_id" in change else facts["verdict"]).update(change)
+    changed = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+    raw.execute("UPDATE ledger_journal SET entry = ? WHERE seq = ?", [changed, seq])
+    rehash(raw)
+    forget_the_witness(file)
+    assert any(f"entry {seq}: {problem}" in found for found in problems_of(file))
 
 
 def test_what_was_added_to_a_closed_list_is_found(file: Path, raw: sqlite3.Connection) -> None:
