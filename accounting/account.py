@@ -175,7 +175,9 @@ class Account:
 
     # -- deciding -----------------------------------------------------------------------------
 
-    def decide(self, requests: Sequence[Spending | Claim], team: str = "") -> list[Verdict]:
+    def decide(
+        self, requests: Sequence[Spending | Claim], team: str = "", *, together: int = 1
+    ) -> list[Verdict]:
         """Decides on requests that are made together; changes nothing.
 
         Under `declared` and `private_selection` they are one list, admitted or refused as a
@@ -186,17 +188,24 @@ class Account:
             requests: What is to be paid for; each suits the terms. A `Claim` where a part of it
                 counts already, or it goes on from another trial.
             team: Who pays; "" where the budget is not divided.
+            together: So many requests at a time, from the first on, are admitted together or not
+                at all.
 
         Returns:
             One verdict for each request. A cost that cannot be computed is a refusal.
+
+        Raises:
+            InvalidPrivacyParameter: `together` does not divide how many there are.
         """
+        if len(requests) % _validate.count("together", together):
+            raise InvalidPrivacyParameter("together", together, f"a divisor of {len(requests)}")
         claims = [r if isinstance(r, Claim) else Claim(spending=r) for r in requests]
         try:
             match self.terms.policy:
                 case "per_trial":
                     verdicts = self._per_trial(claims)
                 case "open":
-                    verdicts = self._open(claims, team)
+                    verdicts = self._open(claims, team, together)
                 case "declared" | "private_selection":
                     verdicts = [self._list(claims, team)] * len(claims)
         except (AccountingError, ArithmeticError, MemoryError) as error:
@@ -204,7 +213,7 @@ class Account:
             verdicts = [self.refusal(reason)] * len(claims)
         obstacle = self._obstacle(claims, team)
         if obstacle is None:
-            return verdicts
+            return _all_or_none(verdicts, together)
         return [dataclasses.replace(v, admitted=False, reason=obstacle) for v in verdicts]
 
     def refusal(self, reason: str) -> Verdict:
@@ -294,7 +303,7 @@ class Account:
     def _rdp_limit(self, team: str, others: float) -> float:
         return min(self.terms.rdp_limit * self._share(team), self.terms.rdp_limit - others)
 
-    def _open(self, claims: Sequence[Claim], team: str) -> list[Verdict]:
+    def _open(self, claims: Sequence[Claim], team: str, together: int) -> list[Verdict]:
         terms, tally = self.terms, self.tally(team)
         spent = parts_rdp(tally.charged, terms.order)
         taken = parts_rdp(tally.committed, terms.order)
@@ -302,39 +311,50 @@ class Account:
         limit = self._rdp_limit(team, others)
         verdicts: list[Verdict] = []
         more: collections.Counter[Step] = collections.Counter()
-        for claim in claims:
-            assert isinstance(claim.spending, Mechanism)
-            step = claim.spending.step
-            if self._count(step) + more[step] + claim.more > _validate.MAX_ITERATIONS:
-                reason = f"more than {_validate.MAX_ITERATIONS:.0e} of one step"
-                verdicts.append(self.refusal(reason))
-                continue
-            if claim.prefix and not _holds(self._charged(), claim.prefix):
-                verdicts.append(self.refusal(_NOT_COUNTED))
-                continue
-            requested = claim.more * step_rdp(step, terms.order)
-            after = (taken + requested) * (1 + 1e-15)  # rounded up, however many are added
-            admitted = after <= limit or not claim.more
-            total = epsilon_of_rdp(others + after, terms.delta, terms.order)
-            if admitted:
-                reason = f"epsilon {shown_epsilon(total)} of {terms.epsilon:.10g} is then taken"
-            else:
-                reason = self._why_not_open(claim, limit - taken, requested, total)
-            verdicts.append(
-                Verdict(
-                    admitted=admitted,
-                    reason=reason,
-                    requested=requested,
-                    spent=spent,
-                    reserved=max(0.0, taken - spent),
-                    limit=limit,
-                    unit="rdp",
-                    epsilon=total,
+        for start in range(0, len(claims), together):
+            group: list[Verdict] = []
+            taken_before, added = taken, collections.Counter[Step]()
+            for claim in claims[start : start + together]:
+                assert isinstance(claim.spending, Mechanism)
+                step = claim.spending.step
+                count = self._count(step) + more[step] + added[step] + claim.more
+                if count > _validate.MAX_ITERATIONS:
+                    reason = f"more than {_validate.MAX_ITERATIONS:.0e} of one step"
+                    group.append(self.refusal(reason))
+                    continue
+                if claim.prefix and not _holds(self._charged(), claim.prefix):
+                    group.append(self.refusal(_NOT_COUNTED))
+                    continue
+                requested = claim.more * step_rdp(step, terms.order)
+                after = (taken + requested) * (1 + 1e-15)  # rounded up, however many are added
+                admitted = after <= limit or not claim.more
+                total = epsilon_of_rdp(others + after, terms.delta, terms.order)
+                if admitted:
+                    reason = (
+                        f"epsilon {shown_epsilon(total)} of {terms.epsilon:.10g} is then taken"
+                    )
+                else:
+                    reason = self._why_not_open(claim, limit - taken, requested, total)
+                group.append(
+                    Verdict(
+                        admitted=admitted,
+                        reason=reason,
+                        requested=requested,
+                        spent=spent,
+                        reserved=max(0.0, taken - spent),
+                        limit=limit,
+                        unit="rdp",
+                        epsilon=total,
+                    )
                 )
-            )
-            if admitted:
-                taken = after
-                more[step] += claim.more
+                if admitted:
+                    taken = after
+                    added[step] += claim.more
+            if all(verdict.admitted for verdict in group):
+                more.update(added)
+            else:
+                taken = taken_before
+            verdicts += group
         return verdicts
 
     def _count(self, step: Step) -> int:
@@ -530,6 +550,19 @@ class Account:
             return parts_rdp(parts, self.terms.order) * (1 + copies * 1e-15) <= limit
         limit, delta = self._limits(team)
         return fits(+parts, epsilon=limit, delta=delta)
+
+
+def _all_or_none(verdicts: Sequence[Verdict], together: int) -> list[Verdict]:
+    """Verdicts of which so many at a time stand or fall together."""
+    decided: list[Verdict] = []
+    for start in range(0, len(verdicts), together):
+        group = verdicts[start : start + together]
+        refusal = next((verdict for verdict in group if not verdict.admitted), None)
+        if refusal is not None and any(verdict.admitted for verdict in group):
+            reason = f"{together} are admitted together or not at all: {refusal.reason}"
+            group = [dataclasses.replace(v, admitted=False, reason=reason) for v in group]
+        decided += group
+    return decided
 
 
 def _together(counters: Iterable[collections.Counter[Step]]) -> collections.Counter[Step]:

@@ -26,6 +26,7 @@ from sweeps.search_space import (
     data_config,
     expand,
     expected_batch_size,
+    repeat_seed,
     sampling_prob,
     trial_config,
 )
@@ -55,6 +56,7 @@ class Proposal:
         decision: Whether it may, and why; `epsilon` is the trial's by itself.
         asks_budget: Whether the budget has to decide; otherwise the specification's own limit
             for one trial has refused it.
+        repeat: Which repeat of its setting it is, from 0.
     """
 
     number: int
@@ -63,6 +65,23 @@ class Proposal:
     config: TrialConfig | None
     decision: accounting.Decision
     asks_budget: bool
+    repeat: int = 0
+
+    def repeated(self, repeats: int) -> "list[Proposal]":
+        """The same setting so many times, each initialised in another way.
+
+        They follow each other, and what one of them costs by itself all of them do.
+        """
+        return [
+            dataclasses.replace(
+                self,
+                number=self.number + repeat,
+                repeat=repeat,
+                config=self.config
+                and dataclasses.replace(self.config, seed=repeat_seed(self.config.seed, repeat)),
+            )
+            for repeat in range(repeats)
+        ]
 
     @property
     def mechanism(self) -> accounting.Mechanism:
@@ -126,9 +145,10 @@ class Plan:
     @property
     def proposed_later(self) -> int:
         """How many trials the search proposes while others run, each decided on by itself."""
-        if not isinstance(self.spec.search, OptunaSpec):
+        search = self.spec.search
+        if not isinstance(search, OptunaSpec):
             return 0
-        return max(self.spec.search.num_samples - len(self.admitted), 0)
+        return max(search.num_samples * search.repeats - len(self.admitted), 0)
 
 
 def terms_of(spec: SweepSpec) -> accounting.BudgetTerms:
@@ -275,8 +295,8 @@ def decide(
         on_decision: Called after each setting's own cost is known, to show progress.
 
     Returns:
-        The plan, with one proposal per setting in the order of `sweeps.search_space.expand`;
-        under private_selection one per candidate.
+        The plan, with one proposal for each repeat of each setting, in the order of
+        `sweeps.search_space.expand`; under private_selection one per candidate.
 
     Raises:
         SpecError: If a setting's batches would be larger than the data set, or than a group of it.
@@ -285,9 +305,10 @@ def decide(
     settings = candidates(spec) if privacy.policy == "private_selection" else expand(spec)
     proposals: list[Proposal] = []
     propose = Proposer(spec, dataset, account.terms)
-    for number, setting in enumerate(settings):
-        proposal = propose(number, setting)
-        proposals.append(proposal)
+    repeats = spec.search.repeats
+    for setting in settings:
+        proposal = propose(len(proposals), setting)
+        proposals += proposal.repeated(repeats)
         if on_decision is not None:
             on_decision(proposal)
     asking = [proposal for proposal in proposals if proposal.asks_budget]
@@ -297,7 +318,7 @@ def decide(
     if privacy.policy == "private_selection" and requests:
         selection = _selection(spec, [proposal.mechanism for proposal in asking])
         requests = [selection]
-    verdicts = account.decide(requests, privacy.team or "")
+    verdicts = account.decide(requests, privacy.team or "", together=repeats)
     if selection is not None:
         verdicts = verdicts * len(asking)
     for proposal, verdict in zip(asking, verdicts, strict=True):

@@ -73,6 +73,8 @@ def new_fork(
         )
     except ConfigError as error:
         raise CommandError(f"--set: {error}") from error
+    # Nothing is initialised, but it goes on with what was, with the seed of its parent's repeat.
+    forked = dataclasses.replace(forked, seed=config.seed)
     shown = {
         **dataclasses.asdict(one),
         "expected_batch_size": forked.expected_batch_size,

@@ -37,7 +37,19 @@ def guarantee(spec: Mapping[str, Any]) -> str:
         privacy_unit=privacy_unit(spec),
         sampling=sampling(spec),
     )
-    return " ".join(filter(None, (promise, _how_drawn(spec), _how_clipped(spec), _EVALUATION)))
+    parts = (promise, _of_repeats(spec), _how_drawn(spec), _how_clipped(spec), _EVALUATION)
+    return " ".join(filter(None, parts))
+
+
+def _of_repeats(spec: Mapping[str, Any]) -> str:
+    """What a mean over repeats touches, where each trial is promised something by itself."""
+    repeats = spec.get("search", {}).get("repeats", 1)
+    if repeats == 1 or spec["privacy"]["policy"] != "per_trial":
+        return ""
+    return (
+        f"A mean over the {repeats} repeats of a configuration tells of as many trials, so the "
+        "guarantee of one of them does not cover it, either."
+    )
 
 
 def privacy_unit(spec: Mapping[str, Any]) -> accounting.PrivacyUnit:

@@ -2,10 +2,14 @@
 
 Whatever was proposed is a row with what became of it, refused or not, and that is all that the
 search knows. So it has no state to lose, and whoever drives the sweep next goes on with it.
+
+A configuration may be several rows, its repeats. The search learns from them together: the mean of
+those that have finished, and the worst of how they did.
 """
 
 import functools
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,6 +30,8 @@ from sweeps.spec.sweep_spec import SweepSpec
 _LITTLE = 0.01
 # By how much at most: where no bound is known at all.
 _FAR = 1e6
+# Of several repeats the worst counts; while none has finished, they run.
+_WORST_FIRST: tuple[Outcome, ...] = ("diverged", "pruned", "completed", "running", "failed")
 _SAYS_SOMETHING: dict[TrialState, Outcome] = {
     TrialState.COMPLETED: "completed",
     TrialState.PRUNED: "pruned",
@@ -50,48 +56,52 @@ class Proposals:
 
     def end(self) -> str | None:
         """Why nothing more is proposed, in words for a person; None while something is."""
-        return self._end(self._rows())
+        return self._end(self._configurations())
 
-    def propose(self) -> str | None:
-        """Proposes a configuration; gives the trial's id if it is admitted.
+    def propose(self) -> list[str]:
+        """Proposes a configuration; gives the ids of its trials, as many as it has repeats.
 
-        None if it was refused, or nothing more is proposed.
+        None of them if it was refused, or nothing more is proposed.
 
         Raises:
             StoreError: If the sweep does not run.
             SweepError: If the data set is not the one that the sweep began with.
         """
-        rows = self._rows()
-        if self._end(rows) is not None:
-            return None
+        proposed = self._configurations()
+        if self._end(proposed) is not None:
+            return []
         from sweeps.search.tpe import propose  # Optuna takes a while to import
 
         last = self._store.last_reports(self._sweep_id)
-        tried = [_tried(row, last.get(row.trial_id), self._limit) for row in rows]
-        setting = hyperparameters(propose(self._spec, tried, len(rows)))
+        tried = [_tried(repeats, last, self._limit) for repeats in proposed]
+        setting = hyperparameters(propose(self._spec, tried, len(proposed)))
         privacy = self._spec.privacy
-        trial_id, state = self._store.add_trial(
+        repeats = self._proposer(0, setting).repeated(self._search.repeats)
+        return self._store.add_trials(
             self._sweep_id,
-            new_trial(self._sweep_id, self._proposer(len(rows), setting)),
+            [new_trial(self._sweep_id, proposal) for proposal in repeats],
             budget=privacy.budget,
             team=privacy.team or "",
         )
-        return trial_id if state is TrialState.ADMITTED else None
 
-    def _rows(self) -> list[sa.Row[Any]]:
-        """What was proposed so far; forks were asked for by a person."""
-        return [row for row in self._store.trials(self._sweep_id) if row.setting is not None]
+    def _configurations(self) -> list[list[sa.Row[Any]]]:
+        """What was proposed so far, each with its repeats; forks were asked for by a person."""
+        found: dict[str, list[sa.Row[Any]]] = {}
+        for row in self._store.trials(self._sweep_id):
+            if row.setting is not None:
+                found.setdefault(row.repeat_of or row.trial_id, []).append(row)
+        return list(found.values())
 
-    def _end(self, rows: Sequence[sa.Row[Any]]) -> str | None:
-        refused = [row.state == TrialState.REJECTED for row in rows]
-        if len(rows) - sum(refused) >= self._search.num_samples:
+    def _end(self, proposed: Sequence[Sequence[sa.Row[Any]]]) -> str | None:
+        refused = [_is_refused(repeats) for repeats in proposed]
+        if len(proposed) - sum(refused) >= self._search.num_samples:
             return ""
         most = self._search.max_refused
-        if len(rows) < most or not all(refused[-most:]):
+        if len(proposed) < most or not all(refused[-most:]):
             return None
         return (
             f"the search has ended: its last {most} proposals (search.max_refused) were all "
-            f"refused, the last for this reason: {rows[-1].reason}"
+            f"refused, the last for this reason: {proposed[-1][-1].reason}"
         )
 
     @functools.cached_property
@@ -109,29 +119,50 @@ class Proposals:
         return limit_of(self._spec.privacy.model_dump(mode="json")).epsilon
 
 
-def _tried(row: sa.Row[Any], last: sa.Row[Any] | None, limit: float) -> Tried:
-    """What a search learns from a trial.
+def _is_refused(repeats: Sequence[sa.Row[Any]]) -> bool:
+    return all(row.state == TrialState.REJECTED for row in repeats)
+
+
+def _tried(repeats: Sequence[sa.Row[Any]], last: Mapping[str, sa.Row[Any]], limit: float) -> Tried:
+    """What a search learns from a configuration.
 
     Args:
-        row: The trial.
-        last: Its last report, if it has one.
+        repeats: Its trials.
+        last: The last reports of trials that have one.
         limit: The largest epsilon of one trial.
     """
-    state = TrialState(row.state)
-    if state is TrialState.REJECTED:
-        over = _FAR if row.planned_epsilon is None else row.planned_epsilon / limit - 1.0
-        return Tried(values=row.setting, outcome="refused", excess=min(max(over, _LITTLE), _FAR))
-    outcome: Outcome = "failed"
-    if state is TrialState.PAUSED and last is not None:
-        outcome = "pruned"  # at a rung, as long as it waits there
-    elif not state.is_finished:
-        outcome = "running"
-    elif state in _SAYS_SOMETHING:
-        outcome = _SAYS_SOMETHING[state]
+    setting = repeats[0].setting
+    if _is_refused(repeats):
+        planned = repeats[0].planned_epsilon
+        over = _FAR if planned is None else planned / limit - 1.0
+        return Tried(values=setting, outcome="refused", excess=min(max(over, _LITTLE), _FAR))
+    outcomes: list[Outcome] = [
+        _outcome(TrialState(row.state), row.trial_id in last) for row in repeats
+    ]
+    outcome: Outcome = next(worst for worst in _WORST_FIRST if worst in outcomes)
+    if outcome not in _SAYS_SOMETHING.values():
+        return Tried(values=setting, outcome=outcome)
+    told = [
+        last.get(row.trial_id)
+        for row, one in zip(repeats, outcomes, strict=True)
+        if one in _SAYS_SOMETHING.values()
+    ]
+
+    def of_all(field: str, summary: Callable[[list[float]], float]) -> float | None:
+        numbers: list[Any] = [getattr(report, field, None) for report in told]
+        return None if None in numbers else summary(numbers)
+
     return Tried(
-        values=row.setting,
+        values=setting,
         outcome=outcome,
-        utility=None if last is None else last.eval_accuracy,
-        epsilon=None if last is None else last.epsilon,
-        step=0 if last is None else last.step,
+        utility=of_all("eval_accuracy", statistics.fmean),
+        epsilon=of_all("epsilon", max),
+        step=min(0 if report is None else report.step for report in told),
     )
+
+
+def _outcome(state: TrialState, has_reported: bool) -> Outcome:
+    """What has become of one trial."""
+    if state is TrialState.PAUSED and has_reported:
+        return "pruned"  # at a rung, as long as it waits there
+    return _SAYS_SOMETHING.get(state, "failed") if state.is_finished else "running"

@@ -24,6 +24,7 @@ from sweeps.spec.domains import (
     step_indices,
 )
 from sweeps.spec.search_spec import OptunaSpec
+from sweeps.spec.section import MAX_SEED
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import (
     ClippingConfig,
@@ -109,7 +110,7 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
     As in Ray Tune, the product of all ``grid_search`` fields is run ``search.num_samples`` times,
     and every other domain is drawn anew for each setting. The order is stable: one sample after
     the other; within a sample the grid in `GRID_ORDER`, learning rate fastest, each field's
-    values as they are listed. Equal settings are kept: they are repeats with other noise.
+    values as they are listed. Equal settings are kept.
 
     A field that depends on another takes its values, or is drawn, from the branch of that one's
     value; the other field then comes just before it in the order, if not earlier.
@@ -126,7 +127,7 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
         spec: The specification, whose number of trials was bounded when it was read.
 
     Returns:
-        ``spec.num_listed`` settings.
+        ``spec.num_listed`` settings, each once however many repeats it is to have.
     """
     search, domains = spec.search, _in_order(spec)
     chance = _chance(spec)
@@ -284,6 +285,22 @@ def hyperparameters(values: Mapping[str, Value]) -> Hyperparameters:
         learning_rate_schedule=cast("ScheduleName", values["learning_rate_schedule"]),
         warmup_steps=int(values["warmup_steps"]),
     )
+
+
+def repeat_seed(seed: int, repeat: int) -> int:
+    """Seeds the initialisation of a repeat of a configuration.
+
+    Args:
+        seed: The specification's, which the first repeat has itself.
+        repeat: From 0.
+
+    Returns:
+        A whole number from 0 to `MAX_SEED`.
+    """
+    if repeat == 0:
+        return seed
+    (drawn,) = np.random.SeedSequence([seed, repeat]).generate_state(1)
+    return int(drawn) & MAX_SEED
 
 
 def public_num_units(spec: SweepSpec, num_units: int | None) -> int:

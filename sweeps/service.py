@@ -175,6 +175,7 @@ def record(plan: Plan, store: Store) -> str:
             terms=terms_of(plan.spec),
             budget=plan.spec.privacy.budget,
             team=plan.spec.privacy.team or "",
+            repeats=plan.spec.search.repeats,
         ),
         [new_trial(sweep_id, proposal) for proposal in plan.proposals],
     )
@@ -183,10 +184,12 @@ def record(plan: Plan, store: Store) -> str:
 
 def new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:
     """A proposal as a row of a sweep, for the budget to decide on."""
-    decision = proposal.decision
+    decision, number = proposal.decision, proposal.number
+    first = f"{sweep_id}-{number - proposal.repeat:04d}"
     return NewTrial(
-        trial_id=f"{sweep_id}-{proposal.number:04d}",
-        number=proposal.number,
+        trial_id=f"{sweep_id}-{number:04d}",
+        number=number,
+        repeat_of=first if proposal.repeat else None,
         mechanism=proposal.mechanism if proposal.asks_budget else None,
         reason="" if decision.admitted else decision.reason,
         setting=dataclasses.asdict(proposal.setting),

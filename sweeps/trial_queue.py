@@ -66,7 +66,11 @@ class TrialQueue:
             found = self._waiting.popleft().trial_id
         elif found is None and self._proposals is not None:
             # One proposal at a time: whoever asks has trials to look after meanwhile.
-            found = self._proposals.propose()
+            for trial_id in self._proposals.propose():
+                row = self._store.trial(trial_id)
+                assert row is not None
+                self._waiting.append(row)
+            found = self._waiting.popleft().trial_id if self._waiting else None
         if found is not None:
             self._left -= 1
             self._in_hand += 1

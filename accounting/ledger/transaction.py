@@ -213,15 +213,24 @@ class LedgerTransaction:
         *,
         team: str = "",
         dataset_fingerprint: str | None = None,
+        together: int = 1,
     ) -> list[Reservation]:
-        """See `Ledger.reserve_together`; refusals are among the answers."""
+        """See `Ledger.reserve_together`; refusals are among the answers.
+
+        Args:
+            name: The budget.
+            requests: In order.
+            team: Who pays.
+            dataset_fingerprint: What the data set has to be.
+            together: As `Account.decide` takes it.
+        """
         check_call(name, requests, team, dataset_fingerprint)
         known = self._known(name, requests, team)
         new = [request for request in requests if request.request_id not in known]
         if new:
             row, account = self._account(name)
             _check_requests(account.terms, row, new, dataset_fingerprint)
-            verdicts = account.decide([request.claim for request in new], team)
+            verdicts = account.decide([request.claim for request in new], team, together=together)
             for request, verdict in zip(new, verdicts, strict=True):
                 reservation = self._record(name, team, request, verdict)
                 known[request.request_id] = self._new[request.request_id] = reservation

@@ -31,6 +31,8 @@ class NewTrial:
         planned_iterations: Iterations that the decision covers.
         planned_epsilon: Epsilon of all of them; infinite where no bound is known.
         setting: The fields of the search space as they were proposed, for a search to learn from.
+        repeat_of: The trial that was the first with its configuration, where it is another of the
+            same; else None.
     """
 
     trial_id: str
@@ -42,6 +44,7 @@ class NewTrial:
     planned_iterations: int
     planned_epsilon: float
     setting: Mapping[str, Any] = dataclasses.field(default_factory=dict[str, Any])
+    repeat_of: str | None = None
 
 
 def admit(
@@ -51,6 +54,7 @@ def admit(
     *,
     budget: str | None,
     team: str,
+    repeats: int = 1,
 ) -> set[str]:
     """Has the budget decide on new trials of a sweep, and records them all; tells MLflow.
 
@@ -60,6 +64,8 @@ def admit(
         new_trials: In order.
         budget: Its name; None for the one that is the sweep's own.
         team: Whose share pays; "" where the budget is not divided.
+        repeats: How many of them in a row have the same configuration: they are admitted together
+            or not at all.
 
     Returns:
         Ids of those that were admitted.
@@ -79,6 +85,7 @@ def admit(
         dataset_fingerprint=connection.scalar(
             sa.select(sweeps.c.dataset_fingerprint).where(sweeps.c.sweep_id == sweep_id)
         ),
+        together=repeats,
     )
     admitted = {answer.request_id for answer in answers if answer.state == "open"}
     reasons = {
@@ -102,6 +109,7 @@ def admit(
             "planned_iterations": trial.planned_iterations,
             "planned_epsilon": finite_or_none(trial.planned_epsilon),
             "charged_iterations": 0,
+            "repeat_of": trial.repeat_of,
         }
         for trial in new_trials
     ]

@@ -93,12 +93,18 @@ def beyond_limit(
     return "" if decision.admitted else decision.reason
 
 
-def next_name(connection: sa.Connection, sweep_id: str) -> tuple[int, str]:
-    """The next number of a sweep, and its trial's id, which no refused request had before."""
+def next_name(connection: sa.Connection, sweep_id: str, after: int = -1) -> tuple[int, str]:
+    """The next number of a sweep, and its trial's id, which no refused request had before.
+
+    Args:
+        connection: The caller's.
+        sweep_id: The sweep.
+        after: A number that is about to be taken; the next is larger.
+    """
     newest = connection.scalar(
         sa.select(sa.func.max(trials.c.number)).where(trials.c.sweep_id == sweep_id)
     )
-    number = 0 if newest is None else newest + 1
+    number = max(-1 if newest is None else newest, after) + 1
     while find_reservation(connection, trial_id := f"{sweep_id}-{number:04d}") is not None:
         number += 1
     return number, trial_id

@@ -49,6 +49,7 @@ class NewSweep:
         terms: Of the budget.
         budget: Its name; None makes one for this sweep alone, named after it.
         team: Whose share pays; "" where the budget is not divided.
+        repeats: How many of its trials in a row have the same configuration.
     """
 
     sweep_id: str
@@ -60,6 +61,7 @@ class NewSweep:
     terms: BudgetTerms
     budget: str | None = None
     team: str = ""
+    repeats: int = 1
 
 
 class Store:
@@ -121,31 +123,47 @@ class Store:
                 sweeps.insert().values(**row, state=SweepState.RUNNING, created_at=time.time())
             )
             rows.tell(connection, sweep.sweep_id, None, "sweep_start", {})
-            admit(transaction, sweep.sweep_id, new_trials, budget=sweep.budget, team=sweep.team)
+            admit(
+                transaction,
+                sweep.sweep_id,
+                new_trials,
+                budget=sweep.budget,
+                team=sweep.team,
+                repeats=sweep.repeats,
+            )
 
-    def add_trial(
-        self, sweep_id: str, new: NewTrial, *, budget: str | None, team: str
-    ) -> tuple[str, TrialState]:
-        """Has the budget decide on one more trial of a running sweep, and records the decision.
+    def add_trials(
+        self, sweep_id: str, repeats: Sequence[NewTrial], *, budget: str | None, team: str
+    ) -> list[str]:
+        """Has the budget decide on one more configuration of a running sweep; records all of it.
 
         Args:
             sweep_id: The sweep.
-            new: The trial; its id and number are chosen anew, for a fork may have taken them.
+            repeats: The trials of the configuration, of which all are admitted or none; their ids
+                and numbers are chosen anew, for forks may have taken them.
             budget: As `NewSweep`'s.
             team: Likewise.
 
         Returns:
-            The trial's id, and ADMITTED or REJECTED.
+            The ids of those that were admitted.
 
         Raises:
             StoreError: If there is no such sweep, or it does not run.
         """
+        new: list[NewTrial] = []
         with budgeting(self._ledger) as transaction:
-            _check_runs(transaction.connection, sweep_id)
-            number, trial_id = rows.next_name(transaction.connection, sweep_id)
-            trial = dataclasses.replace(new, number=number, trial_id=trial_id)
-            admitted = admit(transaction, sweep_id, [trial], budget=budget, team=team)
-        return trial_id, TrialState.ADMITTED if admitted else TrialState.REJECTED
+            connection = transaction.connection
+            _check_runs(connection, sweep_id)
+            for trial in repeats:
+                after = new[-1].number if new else -1
+                number, trial_id = rows.next_name(connection, sweep_id, after)
+                first = new[0].trial_id if new else None
+                new.append(
+                    dataclasses.replace(trial, number=number, trial_id=trial_id, repeat_of=first)
+                )
+            count = len(new)
+            admitted = admit(transaction, sweep_id, new, budget=budget, team=team, repeats=count)
+        return [trial.trial_id for trial in new if trial.trial_id in admitted]
 
     def end_trial(self, trial_id: str, state: TrialState, reason: str = "") -> bool:
         """Moves a trial to an ended state; False if it had ended already.

@@ -73,6 +73,8 @@ trials = sa.Table(
     sa.Column("parent_step", sa.Integer),
     # Whether somebody asked for it by name, so that no scheduler may prune it.
     sa.Column("exempt", sa.Boolean, nullable=False, server_default=sa.false()),
+    # The first trial with its configuration, where it is a repeat of that; NULL of the first.
+    sa.Column("repeat_of", sa.String(128)),
     # After it ran out of memory: how many gradients are computed at a time.
     sa.Column("microbatch_size", sa.Integer),
     sa.UniqueConstraint("sweep_id", "number"),

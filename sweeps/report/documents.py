@@ -46,6 +46,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "trials": [
             {
                 "config": proposal.shown,
+                "repeat": proposal.repeat,
                 "epsilon": finite_or_none(proposal.decision.epsilon),
                 "delta": proposal.decision.delta,
                 "decision": "admitted" if proposal.decision.admitted else "rejected",
@@ -66,9 +67,10 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
 
     Returns:
         Plain data whose numbers are all legal JSON: null stands for what is not finite, for an
-        accuracy that was not measured, and for an epsilon without a known finite bound. Trials
-        are best first. A trial's ``epsilon`` is what it spent (a rejected trial's, what it would
-        have cost); ``step`` is that of its last report, 0 before the first.
+        accuracy that was not measured, and for an epsilon without a known finite bound.
+        Configurations are best first, and trials in the order of these. A trial's ``epsilon`` is
+        what it spent (a rejected trial's, what it would have cost); ``step`` is that of its last
+        report, 0 before the first.
     """
     privacy = results.privacy
     document = {
@@ -85,6 +87,19 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
         "privacy_unit": privacy_unit(results.spec),
         "sampling": sampling(results.spec),
         "guarantee": results.guarantee,
+        "configurations": [
+            {
+                "trial_ids": [trial.trial_id for trial in configuration.trials],
+                "config": configuration.config,
+                "state": str(configuration.state),
+                "num_measured": len(configuration.measured),
+                "eval_accuracy_mean": configuration.eval_accuracy,
+                "eval_accuracy_std": configuration.eval_accuracy_std,
+                "epsilon": configuration.epsilon,
+                "step": configuration.last.step if configuration.last else 0,
+            }
+            for configuration in results.configurations
+        ],
         "trials": [
             {
                 "trial_id": trial.trial_id,
@@ -98,6 +113,7 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
                 **{name: getattr(trial.last, name) if trial.last else None for name in _AVERAGES},
                 "step": trial.last.step if trial.last else 0,
                 "iterations": trial.planned_iterations,
+                "repeat_of": trial.repeat_of,
                 "parent_trial_id": trial.parent_trial_id,
                 "parent_step": trial.parent_step,
                 "reason": trial.reason,

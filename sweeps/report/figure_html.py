@@ -24,8 +24,15 @@ from sweeps.report.picture import (
     colour_of,
     make_picture,
 )
-from sweeps.report.results import SweepResults, TrialSummary
-from sweeps.report.table import describe_config, one_line, show_accuracy, show_epsilon, show_value
+from sweeps.report.results import Configuration, SweepResults, TrialSummary
+from sweeps.report.table import (
+    describe_config,
+    list_numbers,
+    one_line,
+    show_accuracy,
+    show_epsilon,
+    show_value,
+)
 
 # By batch-size group: dash and symbol.
 _STYLES = (
@@ -132,6 +139,8 @@ def _figure(picture: Picture) -> dict[str, Any]:
     for look in itertools.product(picture.optimizers, range(MAX_BATCH_GROUPS)):
         lines = [line for line in picture.lines if (line.optimizer, line.batch) == look]
         if lines:
+            if any(line.has_spread for line in lines):
+                data.append(_band_trace(picture, lines))
             data.append(_line_trace(picture, lines))
             ends += _end_traces(picture, lines)
     # The last is what _HIGHLIGHT draws.
@@ -157,10 +166,10 @@ def _line_trace(picture: Picture, lines: Sequence[Line]) -> dict[str, Any]:
     texts: list[str] = []
     numbers: list[int | None] = []
     for line in lines:
-        number = line.trial.number
+        number = line.configuration.number
         xs += [*(point.x for point in line.joined), None]
         ys += [*(point.y for point in line.joined), None]
-        texts += [*(_hover(line.trial, point) for point in line.joined), ""]
+        texts += [*(_hover(line.configuration, point) for point in line.joined), ""]
         numbers += [*(number for _ in line.joined), None]
     colour = colour_of(lines[0].optimizer)
     dash, _ = _STYLES[lines[0].batch]
@@ -172,6 +181,28 @@ def _line_trace(picture: Picture, lines: Sequence[Line]) -> dict[str, Any]:
         "line": {"color": colour, "width": (1.4, 1.4, 1)[picture.crowd], "dash": dash},
         "marker": {"color": colour, "size": (4, 4, 3)[picture.crowd]},
     }
+
+
+def _band_trace(picture: Picture, lines: Sequence[Line]) -> dict[str, Any]:
+    """One standard deviation to both sides of means, of one optimizer and batch-size group."""
+    xs: list[float | None] = []
+    ys: list[float | None] = []
+    for line in lines:
+        there, back = line.joined, line.joined[::-1]
+        xs += [*(point.x for point in there + back), None]
+        ys += [point.y + point.spread for point in there]
+        ys += [*(point.y - point.spread for point in back), None]
+    return _trace(lines[0].optimizer, xs, ys, mode="lines", meta="band", hoverinfo="skip") | {
+        "fill": "toself",
+        "fillcolor": _rgba(colour_of(lines[0].optimizer), (0.15, 0.08, 0.04)[picture.crowd]),
+        "line": {"width": 0},
+    }
+
+
+def _rgba(colour: str, opacity: float) -> str:
+    """A colour in hexadecimal, made to let through what lies below."""
+    red, green, blue = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def _end_traces(picture: Picture, lines: Sequence[Line]) -> list[dict[str, Any]]:
@@ -186,8 +217,8 @@ def _end_traces(picture: Picture, lines: Sequence[Line]) -> list[dict[str, Any]]
             tips = [line.points[-1] for line in ended]
             xs, ys = [tip.x for tip in tips], [tip.y for tip in tips]
             trace = _trace(optimizer, xs, ys, mode="markers", meta="end") | {
-                "text": [_hover(line.trial, line.points[-1]) for line in ended],
-                "customdata": [line.trial.number for line in ended],
+                "text": [_hover(line.configuration, line.points[-1]) for line in ended],
+                "customdata": [line.configuration.number for line in ended],
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": _end_mark(end, symbol, colour_of(optimizer), size),
             }
@@ -258,13 +289,15 @@ def _legend_traces(picture: Picture) -> list[dict[str, Any]]:
     return traces
 
 
-def _hover(trial: TrialSummary, point: Point | None) -> str:
+def _hover(trial: TrialSummary | Configuration, point: Point | None) -> str:
     """What the pointer shows, in the little HTML that plotly knows."""
-    lines = [f"<b>trial {trial.number}</b>, {trial.state.lower()}"]
+    numbers = trial.numbers if isinstance(trial, Configuration) else [trial.number]
+    lines = [f"<b>{list_numbers(numbers)}</b>, {trial.state.lower()}"]
     if point is None:
         lines.append(f"would cost ε = {show_epsilon(trial.planned_epsilon)}")
     else:
         where = f"ε = {show_epsilon(point.report.epsilon)}, accuracy {show_accuracy(point.y)}"
+        where += f" ± {show_accuracy(point.spread)}" if point.spread else ""
         lines.append(f"{where}, on the frontier" if point.is_ahead else where)
         lines.append(f"step {point.report.step} of {trial.end_step}")
     lines.append(_markup(describe_config(trial.config, separator="\n")))

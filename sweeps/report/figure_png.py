@@ -118,6 +118,10 @@ def _draw_lines(axes: Any, picture: Picture) -> None:
         xs, ys = [point.x for point in line.joined], [point.y for point in line.joined]
         look: dict[str, Any] = {"color": colour, "lw": width, "alpha": alpha, "zorder": 2}
         axes.plot(xs, ys, ls=style, **look, **dots)
+        if line.has_spread:
+            low, high = zip(*((p.y - p.spread, p.y + p.spread) for p in line.joined), strict=True)
+            faint = (0.15, 0.08, 0.04)[picture.crowd]
+            axes.fill_between(xs, low, high, color=colour, alpha=faint, lw=0, zorder=1)
         tip = line.points[-1]
         mark = _end_mark(line.end, marker, colour, size)
         axes.plot([tip.x], [tip.y], ls="none", zorder=6, alpha=max(alpha, 0.8), **mark)
@@ -182,7 +186,7 @@ def _draw_legend(axes: Any, picture: Picture) -> None:
     if picture.lines:
         entry(FRONTIER_LABEL, ls="-", color="black", lw=2.4)
     if picture.best is not None:
-        entry("best trial", marker="o", ms=11, mfc="none", mec="black", mew=1.5)
+        entry("best", marker="o", ms=11, mfc="none", mec="black", mew=1.5)
     if picture.lines:
         entry("optimizer", heading=True)
     for name in picture.optimizers:

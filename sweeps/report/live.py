@@ -22,7 +22,7 @@ from rich.text import Text
 
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store
-from sweeps.report.results import SweepResults, TrialSummary, read_results
+from sweeps.report.results import Configuration, SweepResults, TrialSummary, read_results
 from sweeps.report.table import (
     STATE_STYLES,
     brief_config,
@@ -32,6 +32,7 @@ from sweeps.report.table import (
     one_line,
     show_accuracy,
     show_epsilon,
+    show_mean,
     show_value,
     varying_names,
 )
@@ -67,7 +68,7 @@ class Progress:
         admitted_steps: Steps that were admitted.
         steps_per_sec: Over the recent past; None where that is too short to say.
         secs_left: Until all steps are done at that rate; None where it is not known.
-        best: The trial with the highest accuracy so far.
+        best: The configuration with the highest accuracy so far.
         running: Trials that run, by number.
     """
 
@@ -77,7 +78,7 @@ class Progress:
     admitted_steps: int
     steps_per_sec: float | None
     secs_left: float | None
-    best: TrialSummary | None
+    best: Configuration | None
     running: tuple[TrialSummary, ...]
 
     @property
@@ -155,8 +156,8 @@ def _count_words(now: Progress) -> str:
     return ", ".join(f"{count} {state.lower()}" for state, count in now.counts.items())
 
 
-def _reached(trial: TrialSummary) -> str:
-    return f"{show_accuracy(trial.eval_accuracy)} at ε = {show_epsilon(trial.epsilon)}"
+def _reached(shown: TrialSummary | Configuration) -> str:
+    return f"{show_mean(shown)} at ε = {show_epsilon(shown.epsilon)}"
 
 
 def _heading(results: SweepResults) -> str:
@@ -240,7 +241,7 @@ def _progress_line(now: Progress) -> str:
     steps = f"{now.done_steps}/{now.admitted_steps - now.released_steps} steps"
     parts = [f"{steps} ({now.fraction:.0%})", _pace(now), _count_words(now)]
     if now.best is not None:
-        parts.append(f"best {_reached(now.best)} (trial {now.best.number})")
+        parts.append(f"best {_reached(now.best)} ({list_numbers(now.best.numbers)})")
     return "; ".join(part for part in parts if part)
 
 
@@ -276,7 +277,8 @@ def panel(results: SweepResults, now: Progress, elapsed_secs: float) -> Renderab
     names = varying_names([trial.config for trial in results.trials])
     if now.best is not None:
         best = Text("best so far: ", style="bold")
-        best.append(f"trial {now.best.number}, {_reached(now.best)}", style="green")
+        which = list_numbers(now.best.numbers)
+        best.append(f"{which}, {_reached(now.best)}", style="green")
         config = ", ".join(brief_config(now.best.config, names))
         best.append(f"  {config}", style="not bold")
         lines.append(best)

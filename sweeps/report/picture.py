@@ -3,9 +3,10 @@
 `make_picture` decides what is drawn, where, and in which words; `sweeps.report.figure_png` and
 `sweeps.report.figure_html` draw it:
 
-- one thin line per trial over its reports; colour is the optimizer, line style and marker the
-  expected batch size, and the mark at the line's end how the trial ended;
-- the frontier, a bold step line: the best accuracy that any report reached at or below an epsilon;
+- one thin line per configuration over its reports, of one that was repeated over their means, with
+  a band of one standard deviation; colour is the optimizer, line style and marker the expected
+  batch size, and the mark at the line's end how the trial ended, or the least fortunate of them;
+- the frontier, a bold step line: the best accuracy that any line reached at or below an epsilon;
 - the budget, a vertical line; along the bottom, rejected trials at what they would have cost.
 """
 
@@ -17,14 +18,21 @@ from typing import NamedTuple
 
 from sweeps.database.states import SweepState, TrialState
 from sweeps.report.axes import AccuracyAxis, EpsilonAxis, accuracy_axis, epsilon_axis
-from sweeps.report.results import CurvePoint, SweepResults, TrialSummary
+from sweeps.report.results import (
+    Configuration,
+    CurvePoint,
+    MeanPoint,
+    SweepResults,
+    TrialSummary,
+)
 from sweeps.report.table import (
     brief_config,
     count_words,
     flat_config,
+    list_numbers,
     one_line,
-    show_accuracy,
     show_epsilon,
+    show_mean,
     show_value,
     varying_names,
 )
@@ -69,7 +77,10 @@ def colour_of(optimizer: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FrontierPoint:
-    """A report that no report with as small an epsilon surpasses."""
+    """A report, or a mean of some, that none with as small an epsilon surpasses.
+
+    ``trial`` is the number of its configuration's first trial.
+    """
 
     epsilon: float
     eval_accuracy: float
@@ -78,7 +89,7 @@ class FrontierPoint:
 
 
 class Point(NamedTuple):
-    """A report in the picture.
+    """A report in the picture, or the mean of some.
 
     Attributes:
         x: Its epsilon; in the strip where that is unknown.
@@ -92,6 +103,11 @@ class Point(NamedTuple):
     report: CurvePoint
     is_ahead: bool
 
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the accuracy; 0 where it is no mean."""
+        return (isinstance(self.report, MeanPoint) and self.report.eval_accuracy_std) or 0.0
+
 
 class Label(NamedTuple):
     """Words about a place in the picture."""
@@ -103,17 +119,17 @@ class Label(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A trial that has reported an accuracy.
+    """A configuration that has reported an accuracy.
 
     Attributes:
-        trial: The trial.
+        configuration: The configuration.
         points: Its reports of an accuracy, at least one.
         optimizer: What its colour says.
         batch: Index of its batch-size group.
         end: How it ended; RUNNING if it has not.
     """
 
-    trial: TrialSummary
+    configuration: Configuration
     points: tuple[Point, ...]
     optimizer: str
     batch: int
@@ -123,6 +139,11 @@ class Line:
     def joined(self) -> tuple[Point, ...]:
         """The points with a known epsilon, which a line may join."""
         return tuple(point for point in self.points if point.report.epsilon is not None)
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether it is a mean, around which there is a band."""
+        return any(point.spread for point in self.joined)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +159,8 @@ class Picture:
         budget: The target epsilon.
         x: The axis of privacy spent.
         y: The axis of utility.
-        lines: The best trial first.
-        best: The end of the best trial, and what it is.
+        lines: The best configuration first.
+        best: The end of the best line, and what it is.
         frontier: As `pareto_frontier` says.
         rejected: The rejected trials that are drawn.
         num_rejected: How many there are.
@@ -201,16 +222,16 @@ class Picture:
 
 
 def pareto_frontier(results: SweepResults) -> tuple[FrontierPoint, ...]:
-    """The best accuracy at or below each epsilon, over all reports of all trials.
+    """The best accuracy at or below each epsilon, over all reports of all configurations.
 
-    Both epsilon and accuracy strictly increase. Reports without an epsilon or an accuracy do not
-    count.
+    Of repeats their mean counts, for otherwise the luckiest of them would. Both epsilon and
+    accuracy strictly increase. Reports without an epsilon or an accuracy do not count.
     """
     points = sorted(
         (
-            FrontierPoint(report.epsilon, report.eval_accuracy, trial.number, report.step)
-            for trial in results.trials
-            for report in trial.curve
+            FrontierPoint(report.epsilon, report.eval_accuracy, each.number, report.step)
+            for each in results.configurations
+            for report in each.curve
             if report.epsilon is not None and report.eval_accuracy is not None
         ),
         key=lambda point: (point.epsilon, -point.eval_accuracy, point.trial, point.step),
@@ -227,18 +248,18 @@ def make_picture(results: SweepResults) -> Picture:
     privacy = results.privacy
     budget = float(privacy["target_epsilon"])
     frontier = pareto_frontier(results)
-    measured = [trial for trial in results.best_first if _measurements(trial)]
+    measured = [each for each in results.configurations if _measurements(each)]
     needed = {point.trial for point in frontier}
-    drawn = [t for rank, t in enumerate(measured) if rank < MAX_DRAWN or t.number in needed]
+    drawn = [c for rank, c in enumerate(measured) if rank < MAX_DRAWN or c.number in needed]
     all_rejected = [trial for trial in results.trials if trial.state is TrialState.REJECTED]
     rejected = all_rejected[:MAX_DRAWN]
     x = epsilon_axis(
-        [report.epsilon for trial in drawn for report in _measurements(trial)],
+        [report.epsilon for each in drawn for report in _measurements(each)],
         [trial.planned_epsilon for trial in rejected],
         budget,
     )
-    groups = _batch_groups([size for trial in drawn if (size := _batch_size(trial)) is not None])
-    lines = tuple(_line(trial, x, groups, frontier) for trial in drawn)
+    groups = _batch_groups([size for each in drawn if (size := _batch_size(each)) is not None])
+    lines = tuple(_line(each, x, groups, frontier) for each in drawn)
     return Picture(
         title=f"{one_line(results.name)}: accuracy against privacy spent"
         + ("" if results.state is SweepState.COMPLETED else f" (sweep {results.state.lower()})"),
@@ -252,11 +273,18 @@ def make_picture(results: SweepResults) -> Picture:
             ]
         ),
         guarantee=results.guarantee,
-        notes=_notes(results, len(measured), len(drawn)),
+        notes=_notes(results, lines, len(measured)),
         empty="" if lines else _empty_words(results),
         budget=budget,
         x=x,
-        y=accuracy_axis([point.y for line in lines for point in line.points]),
+        y=accuracy_axis(
+            [
+                point.y + side * point.spread
+                for line in lines
+                for point in line.points
+                for side in ((-1, 1) if point.spread else (0,))
+            ]
+        ),
         lines=lines,
         best=_best_label(results, lines),
         frontier=frontier,
@@ -269,12 +297,12 @@ def make_picture(results: SweepResults) -> Picture:
     )
 
 
-def _measurements(trial: TrialSummary) -> list[CurvePoint]:
-    return [report for report in trial.curve if report.eval_accuracy is not None]
+def _measurements(shown: TrialSummary | Configuration) -> list[CurvePoint]:
+    return [report for report in shown.curve if report.eval_accuracy is not None]
 
 
-def _batch_size(trial: TrialSummary) -> float | None:
-    size = flat_config(trial.config).get("expected_batch_size")
+def _batch_size(configuration: Configuration) -> float | None:
+    size = flat_config(configuration.config).get("expected_batch_size")
     return float(size) if isinstance(size, int | float) else None
 
 
@@ -294,46 +322,54 @@ def _batch_groups(sizes: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def _line(
-    trial: TrialSummary,
+    configuration: Configuration,
     x: EpsilonAxis,
     groups: Sequence[tuple[float, float]],
     frontier: Iterable[FrontierPoint],
 ) -> Line:
-    ahead = {point.step for point in frontier if point.trial == trial.number}
-    size = _batch_size(trial)
-    if trial.state is TrialState.CANCELLED:
+    ahead = {point.step for point in frontier if point.trial == configuration.number}
+    size, state = _batch_size(configuration), configuration.state
+    if state is TrialState.CANCELLED:
         end = TrialState.FAILED
     else:
-        end = trial.state if trial.state in _END_WORDS else TrialState.RUNNING
+        end = state if state in _END_WORDS else TrialState.RUNNING
     return Line(
-        trial=trial,
+        configuration=configuration,
         points=tuple(
             Point(x.place(report.epsilon), report.eval_accuracy, report, report.step in ahead)
-            for report in trial.curve
+            for report in configuration.curve
             if report.eval_accuracy is not None
         ),
-        optimizer=one_line(str(flat_config(trial.config).get("optimizer", "?"))),
+        optimizer=one_line(str(flat_config(configuration.config).get("optimizer", "?"))),
         batch=0 if size is None else bisect.bisect_left([high for _, high in groups], size),
         end=end,
     )
 
 
 def _best_label(results: SweepResults, lines: Sequence[Line]) -> Label | None:
-    if not lines or lines[0].trial.eval_accuracy is None:
+    if not lines or lines[0].configuration.eval_accuracy is None:
         return None  # whoever was measured ended without an accuracy
-    trial, end = lines[0].trial, lines[0].points[-1]
+    best, end = lines[0].configuration, lines[0].points[-1]
     names = varying_names([trial.config for trial in results.trials])
-    parts = brief_config(trial.config, names or tuple(flat_config(trial.config)))
+    parts = brief_config(best.config, names or tuple(flat_config(best.config)))
+    which = list_numbers(best.numbers)
     rows = [
-        f"best: trial {trial.number}, {show_accuracy(end.y)} at ε = {show_epsilon(trial.epsilon)}",
+        f"best: {which}, {show_mean(best)} at ε = {show_epsilon(best.epsilon)}",
         *(", ".join(parts[start : start + 3]) for start in range(0, len(parts), 3)),
     ]
     return Label(end.x, end.y, "\n".join(rows))
 
 
-def _notes(results: SweepResults, num_measured: int, num_drawn: int) -> tuple[str, ...]:
+def _notes(results: SweepResults, lines: Sequence[Line], num_measured: int) -> tuple[str, ...]:
+    means = ()
+    if any(line.has_spread for line in lines):
+        means = ("lines are means over repeats, as far as all have come; bands: ± 1 std",)
+    return (*means, *_not_drawn(results, len(lines), num_measured))
+
+
+def _not_drawn(results: SweepResults, num_drawn: int, num_measured: int) -> tuple[str, ...]:
     if num_drawn < num_measured:
-        return (f"the best {num_drawn} of {num_measured} measured trials are drawn",)
+        return (f"the best {num_drawn} of {num_measured} measured configurations are drawn",)
     silent = [
         trial.state
         for trial in results.trials

@@ -23,8 +23,15 @@ def plan_view(plan: Plan, *, max_rows: int | None = None) -> RenderableType:
             reason=proposal.decision.reason,
         )
         for proposal in plan.proposals
+        if proposal.repeat == 0  # the others are decided on alike
     ]
-    table = check_table(rows, title=plan.spec.name, guarantee=plan.guarantee, max_rows=max_rows)
+    table = check_table(
+        rows,
+        title=plan.spec.name,
+        guarantee=plan.guarantee,
+        max_rows=max_rows,
+        repeats=plan.spec.search.repeats,
+    )
     lines = totals(plan)
     return Group(table, Text(), *lines) if lines else table
 

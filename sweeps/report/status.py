@@ -10,7 +10,7 @@ from rich.text import Text
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
 from sweeps.report.results import SweepResults, read_results
-from sweeps.report.table import one_line, show_accuracy, show_epsilon
+from sweeps.report.table import list_numbers, one_line, show_epsilon, show_mean
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Status:
             "reason": self.reason,
             "trials": self.counts(),
             "charged_iterations": sum(t.charged_iterations for t in self.results.trials),
-            "best_trial_id": None if best is None else best.trial_id,
+            "best_trial_id": None if best is None else best.trials[0].trial_id,
             "undelivered_messages": self.undelivered,
             "next": self.next_step,
         }
@@ -95,9 +95,9 @@ def status_view(status: Status) -> Group:
     counts = ", ".join(f"{count} {name}" for name, count in status.counts().items())
     lines = [Text(state, style="bold"), Text(f"trials   {counts}")]
     if results.best is not None:
-        reached = show_accuracy(results.best.eval_accuracy)
+        which = list_numbers(results.best.numbers)
         spent = show_epsilon(results.best.epsilon)
-        lines.append(Text(f"best     trial {results.best.number}: {reached} at ε = {spent}"))
+        lines.append(Text(f"best     {which}: {show_mean(results.best)} at ε = {spent}"))
     if status.driver:
         lines.append(Text(f"driver   {status.driver}{'' if status.is_driven else ' (gone)'}"))
     if status.reason:

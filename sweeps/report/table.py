@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from rich import box
@@ -20,9 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeps.database.states import TrialState
-from sweeps.report.results import SweepResults, TrialSummary
+from sweeps.report.results import Configuration, SweepResults, TrialSummary
 
 NO_VALUE = "-"
+_REPEATS = (
+    "Accuracy of several trials: mean ± standard deviation at the last step that all of them have "
+    "reached; their ε: the most that one of them has spent"
+)
 MAX_REASON_LENGTH = 300
 # More different reasons than this are folded: those that differ in numbers alone share one line.
 _MAX_UNFOLDED = 6
@@ -83,6 +87,20 @@ def show_epsilon(epsilon: float | None) -> str:
 def show_accuracy(accuracy: float | None) -> str:
     """An accuracy in [0, 1] in percent, or `NO_VALUE`."""
     return NO_VALUE if accuracy is None else f"{accuracy:.2%}"
+
+
+def show_mean(measured: TrialSummary | Configuration) -> str:
+    """An accuracy; of a configuration that was repeated the mean, ± the standard deviation.
+
+    If not all of its repeats were measured, of how many it is the mean.
+    """
+    shown = show_accuracy(measured.eval_accuracy)
+    if isinstance(measured, TrialSummary) or len(measured.trials) == 1:
+        return shown
+    if measured.eval_accuracy_std is not None:
+        shown += f" ± {measured.eval_accuracy_std:.2%}"
+    count, total = len(measured.measured), len(measured.trials)
+    return shown if count in (0, total) else f"{shown} ({count} of {total})"
 
 
 def show_value(value: object) -> str:
@@ -234,11 +252,14 @@ class _Cell:
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One trial: what stands before and after its configuration, and why."""
+    """One trial: what stands before and after its configuration, and why.
+
+    ``config`` is None where it stands in the row above.
+    """
 
     number: int
     before: tuple[_Cell, ...]
-    config: dict[str, Any]
+    config: dict[str, Any] | None
     after: tuple[_Cell, ...]
     reason: str
 
@@ -307,7 +328,8 @@ class _Sheet:
         if shape != "folded":
             for name in self.names:
                 heading = _HEADINGS.get(name, name.replace(".", ".\n").replace("_", "_\n"))
-                column(heading, left=any(isinstance(r.config.get(name), str) for r in self.rows))
+                values = [row.config.get(name) for row in self.rows if row.config is not None]
+                column(heading, left=any(isinstance(value, str) for value in values))
         elif self.names:
             table.add_column("configuration", overflow="fold")
         for heading in self.after:
@@ -318,10 +340,11 @@ class _Sheet:
         for row in self.rows:
             cells = [Text(cell.text, style=cell.style) for cell in row.before]
             if shape != "folded":
-                values = (row.config.get(name, NO_VALUE) for name in self.names)
+                blank = NO_VALUE if row.config is not None else ""
+                values = ((row.config or {}).get(name, blank) for name in self.names)
                 cells += [Text(show_value(value)) for value in values]
             elif self.names:
-                cells.append(Text(describe_config(row.config, self.names, "\n")))
+                cells.append(Text(describe_config(row.config or {}, self.names, "\n")))
             cells += [Text(cell.text, style=cell.style) for cell in row.after]
             if has_reason:
                 cells.append(Text(why.get(row.number, "")))
@@ -366,21 +389,25 @@ def _counted(states: Sequence[str]) -> str:
 
 
 def results_table(results: SweepResults, *, max_rows: int | None = None) -> RenderableType:
-    """A sweep's trials, best first, for a `rich.console.Console` to print.
+    """A sweep's configurations, best first, for a `rich.console.Console` to print.
+
+    Below one that was repeated stand its trials.
 
     Args:
         results: What to show.
-        max_rows: Show so many trials, and only count the rest; None shows all.
+        max_rows: Show so many configurations, and only count the rest; None shows all.
     """
-    ordered = results.best_first
-    shown = ordered if max_rows is None else ordered[:max_rows]
-    rest = ordered[len(shown) :]
+    configurations = results.configurations[:max_rows]
+    shown = [trial for each in configurations for trial in each.trials]
+    rest = results.best_first[len(shown) :]
+    repeated = any(len(each.trials) > 1 for each in configurations)
     configs = [trial.config for trial in results.trials]
     privacy = results.privacy
     bracketed = any(trial.state is TrialState.REJECTED for trial in shown)
     notes = [
         *_constants(configs),
         *([("ε in parentheses: what it would have cost; not spent", "dim")] if bracketed else []),
+        *([(_REPEATS, "dim")] if repeated else []),
         (
             f"Policy {privacy['policy']}: budget ε = {show_value(privacy['target_epsilon'])}, "
             f"δ = {privacy['target_delta']:g}; accountant {privacy['accountant']}",
@@ -390,12 +417,12 @@ def results_table(results: SweepResults, *, max_rows: int | None = None) -> Rend
     ]
     return _Sheet(
         title=f"{one_line(results.name)}: {results.state.lower()}; "
-        + _counted([trial.state for trial in ordered]),
+        + _counted([trial.state for trial in results.trials]),
         before=("trial", "accuracy", "ε"),
         after=("state", "steps"),
         left=frozenset({"state"}),
         names=_columns(configs),
-        rows=tuple(_result_row(trial) for trial in shown),
+        rows=tuple(row for each in configurations for row in _result_rows(each)),
         hidden=f"and {len(rest)} more: {count_words([t.state for t in rest])}" if rest else "",
         notes=tuple(notes),
     )
@@ -405,22 +432,55 @@ def _columns(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(name for name in varying_names(configs) if name not in _NOT_COLUMNS)
 
 
-def _result_row(trial: TrialSummary) -> _Row:
+def _result_rows(configuration: Configuration) -> Iterator[_Row]:
+    """A configuration, and below it its trials where there are several."""
+    trials, state = configuration.trials, configuration.state
+    if len(trials) == 1:
+        yield _result_row(trials[0])
+        return
+    step = configuration.last.step if configuration.last else 0
+    rejected = state is TrialState.REJECTED
+    words = count_words([trial.state for trial in trials])
+    yield _Row(
+        number=-1 - configuration.number,  # no trial's, so that nothing is keyed to it
+        before=(
+            _Cell(f"{len(trials)} trials"),
+            _Cell(show_mean(configuration), "bold"),
+            _epsilon_cell(configuration),
+        ),
+        config=flat_config(configuration.config),
+        after=(
+            _Cell(words, STATE_STYLES[state]),
+            _Cell(NO_VALUE if rejected else f"{step}/{configuration.end_step}"),
+        ),
+        reason="",
+    )
+    for trial in trials:
+        yield dataclasses.replace(_result_row(trial, "dim"), config=None)
+
+
+def _result_row(trial: TrialSummary, style: str = "bold") -> _Row:
     rejected = trial.state is TrialState.REJECTED
-    epsilon = show_epsilon(trial.epsilon)
     step = trial.last.step if trial.last else trial.charged_iterations
     steps = NO_VALUE if rejected else f"{step}/{trial.end_step}"
     return _Row(
         number=trial.number,
         before=(
             _Cell(str(trial.number)),
-            _Cell(show_accuracy(trial.eval_accuracy), "bold"),
-            _Cell(f"({epsilon})" if rejected else epsilon, "dim" if rejected else ""),
+            _Cell(show_accuracy(trial.eval_accuracy), style),
+            _epsilon_cell(trial),
         ),
         config=flat_config(trial.config),
         after=(_Cell(trial.state.lower(), STATE_STYLES[trial.state]), _Cell(steps)),
         reason=trial.reason,
     )
+
+
+def _epsilon_cell(shown: TrialSummary | Configuration) -> _Cell:
+    epsilon = show_epsilon(shown.epsilon)
+    if shown.state is TrialState.REJECTED:
+        return _Cell(f"({epsilon})", "dim")
+    return _Cell(epsilon)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -446,21 +506,24 @@ def check_table(
     title: str = "",
     guarantee: str = "",
     max_rows: int | None = None,
+    repeats: int = 1,
 ) -> RenderableType:
     """What would be admitted and what rejected, in the trials' order.
 
     Args:
-        rows: One per trial.
+        rows: One per configuration.
         title: Stands above, before the counts.
         guarantee: The policy's promise in words, shown below.
-        max_rows: Show so many trials, and only count the rest; None shows all.
+        max_rows: Show so many configurations, and only count the rest; None shows all.
+        repeats: How many trials each of them is.
     """
     shown = rows if max_rows is None else rows[:max_rows]
     rest = rows[len(shown) :]
     configs = [row.config for row in rows]
-    counts = _counted([row.decision for row in rows])
+    counts = _counted([row.decision for row in rows] * repeats)
     styles = {"admitted": "green", "rejected": "red"}
     varying = varying_names(configs)
+    note = f"Each is {repeats} trials with other noise and another initialisation; ε is of one."
     return _Sheet(
         title=f"{one_line(title)}: {counts}" if title else counts,
         before=("trial", "ε"),
@@ -470,7 +533,10 @@ def check_table(
         rows=tuple(
             _Row(
                 number=number,
-                before=(_Cell(str(number)), _Cell(show_epsilon(row.epsilon))),
+                before=(
+                    _Cell(_consecutive(number * repeats, repeats)),
+                    _Cell(show_epsilon(row.epsilon)),
+                ),
                 config=flat_config(row.config),
                 after=(_Cell(row.decision, styles[row.decision]),),
                 reason=row.reason if row.decision == "rejected" else "",
@@ -478,5 +544,14 @@ def check_table(
             for number, row in enumerate(shown)
         ),
         hidden=f"and {len(rest)} more: {count_words([r.decision for r in rest])}" if rest else "",
-        notes=(*_constants(configs), *([(guarantee, "")] if guarantee else [])),
+        notes=(
+            *_constants(configs),
+            *([(note, "dim")] if repeats > 1 else []),
+            *([(guarantee, "")] if guarantee else []),
+        ),
     )
+
+
+def _consecutive(first: int, count: int) -> str:
+    """``3``, or ``3-5``: the numbers of so many trials."""
+    return str(first) if count == 1 else f"{first}-{first + count - 1}"

@@ -16,6 +16,10 @@ ObjectiveName = Literal["utility", "epsilon", "frontier"]
 _NumTrials = Annotated[
     int, Field(ge=1, le=MAX_TRIALS), Allowed(f"a whole number from 1 to {MAX_TRIALS}")
 ]
+_REPEATS = (
+    "How many trials each configuration is, with other noise and another initialisation each. "
+    "Their mean is what is shown; each is admitted and paid for as any trial."
+)
 
 
 def _word_or_number(raw: object) -> Value:
@@ -42,6 +46,7 @@ class _ListedSpec(Section):
         default=1,
         description="How often the grid is run; random domains are drawn anew each time.",
     )
+    repeats: _NumTrials = Field(default=1, description=_REPEATS)
     seed: Seed = Field(default=0, description="Seed of what is drawn. It is public.")
     points_to_evaluate: _Points = Field(
         default=(),
@@ -72,7 +77,10 @@ class OptunaSpec(Section):
     name: Annotated[Literal["optuna"], Allowed("optuna")] = Field(
         description="Where configurations come from."
     )
-    num_samples: _NumTrials = Field(description="How many trials are run; refused ones add none.")
+    num_samples: _NumTrials = Field(
+        description="How many configurations are run; refused ones add none."
+    )
+    repeats: _NumTrials = Field(default=1, description=_REPEATS)
     seed: Seed = Field(default=0, description="Seed of what is drawn. It is public.")
     points_to_evaluate: _Points = Field(
         default=(),

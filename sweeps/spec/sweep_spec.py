@@ -288,9 +288,10 @@ class SweepSpec(Section):
             _resource_refusals,
         )
         refusals = [refusal for check in checks for refusal in check(self)]
-        if not refusals and self.num_listed > MAX_TRIALS:
+        if not refusals and self.num_listed * self.search.repeats > MAX_TRIALS:
+            product = "search.num_samples" + " times search.repeats" * (self.search.repeats > 1)
             message = (
-                f"the grid times search.num_samples gives {self.num_listed} trials; "
+                f"the grid times {product} gives {self.num_listed * self.search.repeats} trials; "
                 f"allowed: at most {MAX_TRIALS}"
             )
             refusals.append(Refusal(("search_space",), message, at_key=True))
@@ -387,6 +388,12 @@ def _search_refusals(spec: SweepSpec) -> Iterator[Refusal]:
         yield Refusal(("search", "points_to_evaluate"), message)
     if not isinstance(search, OptunaSpec):
         return
+    if search.num_samples * search.repeats > MAX_TRIALS:
+        message = (
+            f"{search.repeats} is not allowed with num_samples {search.num_samples}; allowed: at "
+            f"most {MAX_TRIALS} trials in all"
+        )
+        yield Refusal(("search", "repeats"), message)
     for path, domain in spec.search_space.parts():
         if domain.kind == "grid_search":
             message = (
@@ -448,6 +455,12 @@ def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
             "number of trials in secret; allowed: 1, and privacy.selection.mean"
         )
         yield Refusal(("search", "num_samples"), message)
+    if spec.search.repeats != 1:
+        message = (
+            f"{spec.search.repeats} is not allowed under private_selection, which lets the best "
+            "trial out and nothing else: a mean over repeats would be of others, too; allowed: 1"
+        )
+        yield Refusal(("search", "repeats"), message)
     if spec.search.name == "quasi_random" or spec.search.points_to_evaluate:
         field = "points_to_evaluate" if spec.search.points_to_evaluate else "name"
         message = (

@@ -22,6 +22,7 @@ SWEEP_ID = TAG + "sweep_id"
 TRIAL_ID = TAG + "trial_id"
 PARENT_TRIAL_ID = TAG + "parent_trial_id"
 PARENT_STEP = TAG + "parent_step"
+CONFIGURATION = TAG + "configuration"
 STATE = TAG + "state"
 REASON = TAG + "reason"
 ITERATIONS = TAG + "iterations"
@@ -104,6 +105,10 @@ def sweep_tags(sweep: sa.Row[Any], guarantee: str) -> dict[str, str]:
 def trial_tags(sweep: sa.Row[Any], trial: sa.Row[Any], guarantee: str) -> dict[str, str]:
     """Tags with which a trial's run begins; the sweep's too, so that it can be read alone."""
     planned = trial.planned_epsilon
+    repeats = {}
+    if sweep.spec.get("search", {}).get("repeats", 1) > 1:
+        # By which MLflow groups runs: the first of the same configuration.
+        repeats = {CONFIGURATION: trial.repeat_of or trial.trial_id}
     parent = {}
     if trial.parent_trial_id is not None:
         parent = {PARENT_TRIAL_ID: trial.parent_trial_id, PARENT_STEP: str(trial.parent_step)}
@@ -112,6 +117,7 @@ def trial_tags(sweep: sa.Row[Any], trial: sa.Row[Any], guarantee: str) -> dict[s
         TAG + "sampling": sampling(sweep.spec, trial.config.get("sampling_prob")),
         TAG + "role": "trial",
         TRIAL_ID: trial.trial_id,
+        **repeats,
         **parent,
         TAG + "delta": str(sweep.spec["privacy"]["target_delta"]),
         # A tag, for MLflow makes 1.8e308 of an infinite metric.
@@ -225,7 +231,8 @@ def _hyperparameters(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _best_tag(results: SweepResults) -> dict[str, str]:
-    return {TAG + "best_trial_id": results.best.trial_id} if results.best else {}
+    best = results.best
+    return {TAG + "best_trial_id": best.trials[0].trial_id} if best else {}
 
 
 def _summary(results: SweepResults) -> dict[str, float]:
@@ -237,5 +244,9 @@ def _summary(results: SweepResults) -> dict[str, float]:
     best = results.best
     if best is None:
         return counts
-    utility = {"best_eval_accuracy": best.eval_accuracy, "best_epsilon": best.epsilon}
+    utility = {
+        "best_eval_accuracy": best.eval_accuracy,
+        "best_eval_accuracy_std": best.eval_accuracy_std,
+        "best_epsilon": best.epsilon,
+    }
     return counts | {name: value for name, value in utility.items() if value is not None}

@@ -8,12 +8,14 @@ from sweeps.database.store import open_store
 from sweeps.driver import proposals_of
 from sweeps.errors import SweepError
 from sweeps.home import Home
+from sweeps.proposals import _tried  # pyright: ignore[reportPrivateUsage]
 from sweeps.schedule import Schedule
 from sweeps.service import make_plan, record
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
 from tests.sweeps.fork_parents import MEASURED, branch
 from trainer.config import TrialConfig
+from trainer.training.plan import mechanism_of
 
 SPEC = {
     "version": 1,
@@ -103,7 +105,7 @@ def test_a_driver_that_comes_back_proposes_what_the_dead_one_would_have(monkeypa
     told = []
     with monkeypatch.context() as patched:
         patched.setattr(
-            store, "add_trial", lambda _, new, **__: told.append(new.setting) or ("", "REJECTED")
+            store, "add_trials", lambda _, new, **__: told.append(new[0].setting) or []
         )
         for _ in range(2):
             assert queue_of(spec, sweep_id, store, home).take() is None
@@ -161,6 +163,115 @@ def test_under_open_the_budget_decides_on_each_proposal():
     level = store.ledger.status(sweep_id).level
     assert level.spent <= level.limit
     assert all(row.planned_epsilon < 3.0 for row in rows), "each by itself would be allowed"
+
+
+REPEATED = {"search": {**SPEC["search"], "repeats": 3}}
+
+
+def test_a_configuration_is_proposed_once_for_all_its_repeats():
+    spec, sweep_id, store, home = submitted(**REPEATED)
+    queue = queue_of(spec, sweep_id, store, home)
+    while not queue.is_over():
+        ran(store, queue.take(), 0.5)
+    rows = store.trials(sweep_id)
+    assert [row.number for row in rows] == list(range(12)), "4 configurations of 3 trials"
+    for first in range(0, 12, 3):
+        repeats = rows[first : first + 3]
+        assert [row.repeat_of for row in repeats] == [None] + [repeats[0].trial_id] * 2
+        assert all(row.setting == repeats[0].setting for row in repeats)
+        seeds = [TrialConfig.from_json(row.trial_config).seed for row in repeats]
+        assert seeds[0] == spec.seed
+        assert len(set(seeds)) == 3
+    assert len({row.setting["learning_rate"] for row in rows}) == 4
+    assert end_of(spec, sweep_id, store, home) == ""
+
+
+def learnt(store, sweep_id):
+    """What a search would be told of the configurations of a sweep."""
+    last = store.last_reports(sweep_id)
+    rows = store.trials(sweep_id)
+    return [_tried(rows[first : first + 3], last, 3.0) for first in range(0, len(rows), 3)]
+
+
+def test_a_search_learns_the_mean_of_the_repeats_that_have_finished():
+    _, sweep_id, store, _ = submitted(**REPEATED)
+    ids = [row.trial_id for row in store.trials(sweep_id)]
+    assert [each.outcome for each in learnt(store, sweep_id)] == ["running"] * 2
+    ran(store, ids[0], 0.5)
+    ran(store, ids[1], 0.8)
+    store.attempts.begin(ids[2])
+    (first, second) = learnt(store, sweep_id)
+    assert (first.outcome, first.utility, first.step) == ("completed", pytest.approx(0.65), 20)
+    assert second.outcome == "running"
+    store.end_trial(ids[2], TrialState.FAILED, "no luck")
+    assert learnt(store, sweep_id)[0] == first, "what failed says nothing"
+
+
+def test_a_configuration_counts_as_its_worst_repeat_does():
+    _, sweep_id, store, _ = submitted(**REPEATED)
+    ids = [row.trial_id for row in store.trials(sweep_id)]
+    for trial_id, accuracy in zip(ids[:2], (0.5, 0.8), strict=True):
+        ran(store, trial_id, accuracy)
+    attempt = store.attempts.begin(ids[2])
+    store.attempts.charge(attempt, branch(1), 5)
+    measured = {**MEASURED, "eval_accuracy": 0.2}
+    store.attempts.report(attempt, branch(1).branch_id, 5, measured)
+    store.end_trial(ids[2], TrialState.PRUNED, "behind")
+    first = learnt(store, sweep_id)[0]
+    assert (first.outcome, first.utility, first.step) == ("pruned", pytest.approx(0.5), 5)
+    ran(store, ids[3], 0.9)
+    store.attempts.begin(ids[4])
+    store.end_trial(ids[4], TrialState.DIVERGED)
+    assert learnt(store, sweep_id)[1].outcome == "diverged"
+
+
+def test_a_configuration_without_room_for_its_last_repeat_is_refused_whole():
+    privacy = {**SPEC["privacy"], "policy": "open", "target_epsilon": 2.5}
+    spec, sweep_id, store, home = submitted(
+        privacy=privacy,
+        search={**REPEATED["search"], "num_samples": 20},
+        search_space={**SPEC["search_space"], "noise_multiplier": 1.0},
+    )
+    queue = queue_of(spec, sweep_id, store, home)
+    while not queue.is_over():
+        if trial_id := queue.take():
+            ran(store, trial_id, 0.5)
+    rows = store.trials(sweep_id)
+    states = [row.state for row in rows]
+    whole = [set(states[first : first + 3]) for first in range(0, len(rows), 3)]
+    assert all(len(each) == 1 for each in whole)
+    assert whole[-5:] == [{"REJECTED"}] * 5
+    left = store.ledger.account(sweep_id).copies_that_fit(
+        store.ledger.reservation(rows[0].trial_id).mechanism
+    )
+    assert 0 < left < 3, "otherwise this shows nothing: take another budget"
+    assert store.ledger.verify().ok
+
+
+def test_a_fork_in_between_takes_no_place_among_repeats():
+    spec, sweep_id, store, home = submitted(**REPEATED)
+    config = TrialConfig.from_json(store.trials(sweep_id)[0].trial_config)
+    queue = queue_of(spec, sweep_id, store, home)
+    for _ in range(6):
+        ran(store, queue.take(), 0.5)
+    store.ledger.reserve(sweep_id, mechanism_of(config), request_id=f"{sweep_id}-0007")
+    taken = [queue.take() for _ in range(3)]
+    assert taken == [f"{sweep_id}-000{number}" for number in (6, 8, 9)]
+    rows = [row for row in store.trials(sweep_id) if row.trial_id in taken]
+    assert [row.repeat_of for row in rows] == [None, taken[0], taken[0]]
+
+
+def test_a_rule_that_ends_a_sweep_leaves_repeats_that_have_not_begun():
+    spec, sweep_id, store, home = submitted(**REPEATED, stop={"trials": 7})
+    queue = queue_of(spec, sweep_id, store, home)
+    taken = 0
+    while trial_id := queue.take():
+        ran(store, trial_id, 0.5)
+        taken += 1
+    assert taken == 7
+    assert queue.stopped
+    states = [row.state for row in store.trials(sweep_id)]
+    assert states == ["COMPLETED"] * 7 + ["ADMITTED"] * 2
 
 
 def test_nothing_is_proposed_once_somebody_has_asked_for_the_end():

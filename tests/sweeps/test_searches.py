@@ -18,7 +18,7 @@ SPACE = {
     "noise_multiplier": {"uniform": [0.5, 4.0]},
     "l2_clip_norm": 1.0,
 }
-CHEAP = {"learning_rate": 2.0, "noise_multiplier": 3.5}
+CHEAP = {"optimizer": "sgd", "learning_rate": 2.0, "noise_multiplier": 3.5}
 DEAR = {"noise_multiplier": 0.5}
 
 
@@ -51,22 +51,32 @@ def test_quasi_random_with_points_first(tmp_path):
 def test_a_search_that_learns_goes_on_past_what_is_refused(tmp_path):
     search = {
         "name": "optuna",
-        "num_samples": 6,
+        "num_samples": 3,
+        "repeats": 2,
         "n_startup_trials": 3,
         "points_to_evaluate": [DEAR, CHEAP],
         "objective": "frontier",
     }
     privacy = {"policy": "open", "target_epsilon": 8.0, "trial_epsilon": 3.0}
+    # The learning rate depends on the optimizer.
+    rate = {"by": "optimizer", "sgd": SPACE["learning_rate"], "else": 0.05}
+    space = {**SPACE, "optimizer": {"choice": ["sgd", "adam"]}, "learning_rate": rate}
     code, document, err = swept(
         tmp_path,
         search=search,
+        search_space=space,
         privacy={**SPEC["privacy"], **privacy},
         resources={"max_concurrent_trials": 2},
     )
     assert code == 0, err
     found = states(document)
-    assert found[:2] == ["REJECTED", "COMPLETED"]
+    assert found[:4] == ["REJECTED"] * 2 + ["COMPLETED"] * 2
     assert found.count("COMPLETED") == 6
+    measured = [each for each in document["configurations"] if each["num_measured"]]
+    assert [len(each["trial_ids"]) for each in measured] == [2, 2, 2]
+    means = [each["eval_accuracy_mean"] for each in measured]
+    assert means == sorted(means, reverse=True)
+    assert all(each["eval_accuracy_std"] > 0 for each in measured)
     store, _ = store_of(tmp_path)
     level = store.ledger.status(document["sweep_id"]).level
     assert level.spent <= level.limit

@@ -63,7 +63,8 @@ def test_steps_of_ended_trials_are_released_and_rejected_ones_never_counted():
     assert now.released_steps == 75
     assert now.fraction == 250 / 400
     assert [t.number for t in now.running] == [2]
-    assert now.best is MIDWAY.trials[0]
+    assert now.best is not None
+    assert now.best.trials == (MIDWAY.trials[0],)
     assert now.counts == {
         TrialState.ADMITTED: 1,
         TrialState.REJECTED: 1,

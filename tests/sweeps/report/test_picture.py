@@ -37,7 +37,9 @@ def test_frontier_spans_trials_and_says_where_it_comes_from():
     found = [(p.epsilon, p.eval_accuracy, p.trial, p.step) for p in pareto_frontier(results)]
     assert found == [(1.0, 0.5, 0, 10), (1.5, 0.7, 1, 10), (6.0, 0.9, 0, 30)]
     picture = make_picture(results)
-    ahead = {line.trial.number: [p.is_ahead for p in line.points] for line in picture.lines}
+    ahead = {
+        line.configuration.number: [p.is_ahead for p in line.points] for line in picture.lines
+    }
     assert ahead == {0: [True, False, True], 1: [True]}
 
 
@@ -53,7 +55,7 @@ def test_frontier_holds_on_to_the_budget():
 def test_the_best_trial_comes_first():
     accuracies = (0.3, 0.9, 0.6)
     results = sweep(*(trial(n, points=((1.0, a),)) for n, a in enumerate(accuracies)))
-    assert [line.trial.number for line in make_picture(results).lines] == [1, 2, 0]
+    assert [line.configuration.number for line in make_picture(results).lines] == [1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_a_diverged_trial_ends_where_it_was_last_measured():
 
 def test_an_unknown_epsilon_stands_in_the_strip_and_is_not_joined():
     picture = make_picture(CASES["some epsilons"])
-    line = next(line for line in picture.lines if line.trial.number == 0)
+    line = next(line for line in picture.lines if line.configuration.number == 0)
     assert [point.x for point in line.joined] == [1.0]
     assert picture.x.high < line.points[-1].x < picture.x.end
     assert picture.x.ticks[line.points[-1].x] == "∞"
@@ -118,7 +120,7 @@ def test_batch_sizes_are_grouped(sizes, names, groups):
     results = sweep(*(trial(n, config=batch(float(size))) for n, size in enumerate(sizes)))
     picture = make_picture(results)
     assert picture.batches == names
-    by_number = sorted(picture.lines, key=lambda line: line.trial.number)
+    by_number = sorted(picture.lines, key=lambda line: line.configuration.number)
     assert tuple(line.batch for line in by_number) == groups
 
 
@@ -132,10 +134,10 @@ def test_a_huge_sweep_keeps_the_best_and_the_frontier():
     # Last by accuracy, first on the frontier.
     trials[0] = trial(0, points=((0.5, 0.4), (1.0, 0.1)))
     picture = make_picture(sweep(*trials))
-    drawn = {line.trial.number for line in picture.lines}
+    drawn = {line.configuration.number for line in picture.lines}
     assert len(drawn) == MAX_DRAWN + 1
     assert {0, MAX_DRAWN + 9} <= drawn
-    assert picture.notes == ("the best 2001 of 2010 measured trials are drawn",)
+    assert picture.notes == ("the best 2001 of 2010 measured configurations are drawn",)
 
 
 @pytest.mark.parametrize(("count", "crowd"), [(1, 0), (15, 0), (16, 1), (60, 1), (61, 2)])

@@ -302,6 +302,7 @@ def test_json_shape():
         "privacy_unit",
         "sampling",
         "guarantee",
+        "configurations",
         "trials",
     ]
     assert document["report"] == {"png": "/r/p.png"}
@@ -321,6 +322,7 @@ def test_json_shape():
         "polyak_eval_loss": None,
         "step": 100,
         "iterations": 100,
+        "repeat_of": None,
         "parent_trial_id": None,
         "parent_step": None,
         "reason": "",

@@ -54,7 +54,7 @@ def test_numbers_are_told_apart_as_numbers():
 
 def test_the_example_is_read():
     spec = load_spec(SPEC)
-    assert spec.num_listed == 3 + 3 + 2
+    assert (spec.num_listed, spec.search.repeats) == (3 + 3 + 2, 3)
 
 
 def test_what_reads_all_values_of_a_field_reads_those_of_all_branches():

@@ -82,6 +82,8 @@ def test_selection_draws_independently_and_as_often_as_it_says_itself():
     found = refusals(text + "search: {num_samples: 4}\n")
     assert "search_space.optimizer: grid_search is not allowed under private_selection" in found
     assert "search.num_samples: 4 is not allowed under private_selection" in found
+    repeated = refusals(spec_of("private_selection", SELECTION) + "search: {repeats: 2}\n")
+    assert "search.repeats: 2 is not allowed under private_selection, which lets the" in repeated
 
 
 @pytest.mark.parametrize(

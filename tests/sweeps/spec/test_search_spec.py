@@ -75,9 +75,24 @@ def test_points_of_the_space_are_allowed(point, name):
             "'bayes' is not allowed; allowed: one of optuna, quasi_random, random",
         ),
         (
+            {"search": {"repeats": 0}},
+            "search.repeats",
+            "0 is not allowed; allowed: a whole number from 1 to 100000",
+        ),
+        (
+            {"search": {"num_samples": 40_000, "repeats": 3}},
+            "search_space",
+            "the grid times search.num_samples times search.repeats gives 120000 trials; allowed",
+        ),
+        (
+            {"search": optuna(num_samples=40_000, repeats=3)},
+            "search.repeats",
+            "3 is not allowed with num_samples 40000; allowed: at most 100000 trials in all",
+        ),
+        (
             {"search": {"name": "random", "n_startup_trials": 3}},
             "search.n_startup_trials",
-            "unknown key; allowed: num_samples, seed, points_to_evaluate, name",
+            "unknown key; allowed: num_samples, repeats, seed, points_to_evaluate, name",
         ),
         ({"search": {"name": "optuna"}}, "search.num_samples", "is missing; allowed: a whole"),
         ({"search": optuna(max_refused=0)}, "search.max_refused", "0 is not allowed; allowed: a"),

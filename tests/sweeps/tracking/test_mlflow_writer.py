@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.database.states import TrialState
+from sweeps.database.states import SweepState, TrialState
 from sweeps.database.tables import outbox
 from sweeps.home import HOME_VARIABLE, Home
 from sweeps.tracking.mlflow_writer import MlflowWriter
@@ -113,6 +113,24 @@ def test_a_child_says_what_it_was_and_how_it_ended(shown: dict[str, Any]) -> Non
     assert pruned["tags"]["dp_sweeps.delta"] == "1e-05"
     assert pruned["tags"]["dp_sweeps.planned_epsilon"] == "2.5"
     assert shown[f"{SWEEP}-2"]["tags"]["dp_sweeps.planned_epsilon"] == "inf"
+
+
+def test_repeats_of_a_configuration_are_told_by_a_tag_and_summed_up_by_their_mean(
+    place: Place, mlflow_client: Callable[[Home], Any]
+) -> None:
+    first = f"{SWEEP}-0"
+    create(place.store, a_trial(0), a_trial(1, repeat_of=first), search={"repeats": 2})
+    for number, accuracy in enumerate((0.5, 0.7)):
+        Worker(place.store, number).report(10, eval_accuracy=accuracy)
+        place.store.end_trial(f"{SWEEP}-{number}", TrialState.PRUNED, "")
+    assert place.store.end_sweep(SWEEP, SweepState.COMPLETED)
+    place.writer().deliver()
+    held = content(mlflow_client(place.home))
+    tags = [held[f"{SWEEP}-{number}"]["tags"] for number in range(2)]
+    assert [each["dp_sweeps.configuration"] for each in tags] == [first, first]
+    assert held[SWEEP]["tags"]["dp_sweeps.best_trial_id"] == f"{SWEEP}-1"
+    assert curve(held[SWEEP], "best_eval_accuracy") == [(0, pytest.approx(0.6))]
+    assert curve(held[SWEEP], "best_eval_accuracy_std") == [(0, pytest.approx(0.02**0.5))]
 
 
 def test_a_sweep_names_its_mechanism_and_what_else_it_trains_with(
