@@ -44,19 +44,35 @@ def check(
     every: Annotated[
         bool, typer.Option("--all", help=f"Show every row, not the first {_MAX_ROWS} alone.")
     ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Foresee time and disk from a few steps on random data, here and now, instead of "
+            "from earlier trials. No example of the data set is read; no budget is charged.",
+        ),
+    ] = False,
 ) -> None:
     """Say what every configuration would cost, and which are admitted. Trains nothing.
 
-    Example: dp-sweeps check specs/digits.yaml --json
+    Also how long the sweep will take, and how much disk, as far as earlier trials of the same
+    shapes tell; --calibrate measures it.
+
+    Example: dp-sweeps check specs/digits.yaml --calibrate
     """
+    from sweeps.forecast.calibration import chosen
+    from sweeps.forecast.reckoning import forecast
     from sweeps.report.documents import plan_json
     from sweeps.report.plan_view import plan_view
 
-    plan = _plan(spec, Home.from_environment())
+    home = Home.from_environment()
+    plan = _plan(spec, home)
+    with progress("calibrating", len(chosen(plan))) as on_progress:
+        foreseen = forecast(plan, home, calibrated=calibrate, on_trial=lambda: on_progress(1))
     if as_json:
-        print_json(plan_json(plan))
+        print_json(plan_json(plan, foreseen))
     else:
-        out.print(plan_view(plan, max_rows=None if every else _MAX_ROWS))
+        out.print(plan_view(plan, foreseen, max_rows=None if every else _MAX_ROWS))
     raise typer.Exit(ExitCode.OK if plan.admitted else ExitCode.NOTHING_ADMITTED)
 
 

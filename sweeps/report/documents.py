@@ -5,6 +5,7 @@ from typing import Any
 
 from sweeps.admission import Plan
 from sweeps.database.tables import finite_or_none
+from sweeps.forecast.reckoning import Forecast
 from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.json_numbers import legal_json
 from sweeps.report.results import SweepResults
@@ -12,7 +13,7 @@ from sweeps.report.results import SweepResults
 _AVERAGES = ("ema_eval_accuracy", "ema_eval_loss", "polyak_eval_accuracy", "polyak_eval_loss")
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
+def plan_json(plan: Plan, forecast: Forecast) -> dict[str, Any]:
     """What ``dp-sweeps check --json`` prints.
 
     Trials come in the order of the search space. An ``epsilon`` of null has no finite bound.
@@ -43,6 +44,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "admitted": len(plan.admitted),
         "rejected": len(plan.proposals) - len(plan.admitted),
         "proposed_later": plan.proposed_later,
+        "forecast": forecast.to_json(),
         "trials": [
             {
                 "config": proposal.shown,

@@ -5,14 +5,17 @@ from rich.text import Text
 
 from sweeps.admission import Plan
 from sweeps.database.tables import finite_or_none
+from sweeps.forecast.reckoning import Forecast
+from sweeps.report.forecast_view import forecast_lines
 from sweeps.report.table import CheckRow, check_table, show_epsilon, show_value
 
 
-def plan_view(plan: Plan, *, max_rows: int | None = None) -> RenderableType:
+def plan_view(plan: Plan, forecast: Forecast, *, max_rows: int | None = None) -> RenderableType:
     """What ``dp-sweeps check`` shows.
 
     Args:
         plan: What was decided.
+        forecast: What it will take.
         max_rows: Show so many configurations, and only count the rest; None shows all.
     """
     rows = [
@@ -32,7 +35,7 @@ def plan_view(plan: Plan, *, max_rows: int | None = None) -> RenderableType:
         max_rows=max_rows,
         repeats=plan.spec.search.repeats,
     )
-    lines = totals(plan)
+    lines = [*totals(plan), *forecast_lines(forecast)]
     return Group(table, Text(), *lines) if lines else table
 
 

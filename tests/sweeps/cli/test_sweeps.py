@@ -258,6 +258,21 @@ def test_a_protected_size_is_never_looked_at(command, tmp_path):
     assert json.loads(out)["trials"][0]["config"]["sampling_prob"] == 0.032
 
 
+@pytest.mark.slow
+def test_how_long_it_takes_is_unknown_until_it_is_measured(command, home, tmp_path):
+    path = write(tmp_path)
+    code, out, _ = command("check", path)
+    assert code == 0
+    words = " ".join(out.split())
+    assert "How long it takes is unknown, for no trial of these shapes ran yet" in words
+    code, out, _ = command("check", path, "--calibrate")
+    assert code == 0
+    words = " ".join(out.split())
+    assert "1 trial at a time (calibrated here on CPU with random data)" in words
+    assert "Checkpoints take" in words
+    assert not home.exists()
+
+
 def test_nothing_admitted_has_an_exit_code_of_its_own(command, home, tmp_path):
     path = write(tmp_path, {"privacy.target_epsilon": 0.01})
     code, out, _ = command("check", path, "--json")
