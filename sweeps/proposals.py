@@ -5,11 +5,12 @@ search knows. So it has no state to lose, and whoever drives the sweep next goes
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
+from accounting.renyi import epsilon_of_rdp
 from sweeps.admission import Proposer, describe_dataset
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store
@@ -22,7 +23,7 @@ from sweeps.service import new_trial
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
 
-# By how much a trial is taken to be over its limit that is within it, where the budget was not.
+# By how much a trial that was refused is taken to be over its limit at least: it was, then.
 _LITTLE = 0.01
 # By how much at most: where no bound is known at all.
 _FAR = 1e6
@@ -52,6 +53,10 @@ class Proposals:
         """Why nothing more is proposed, in words for a person; None while something is."""
         return self._end(self._rows())
 
+    def is_complete(self) -> bool:
+        """Whether as many were admitted as the search is to run."""
+        return self._is_complete(self._rows())
+
     def propose(self) -> str | None:
         """Proposes a configuration; gives the trial's id if it is admitted.
 
@@ -67,7 +72,8 @@ class Proposals:
         from sweeps.search.tpe import propose  # Optuna takes a while to import
 
         last = self._store.last_reports(self._sweep_id)
-        tried = [_tried(row, last.get(row.trial_id), self._limit) for row in rows]
+        excess = self._excess_fn()
+        tried = [_tried(row, last.get(row.trial_id), excess) for row in rows]
         setting = hyperparameters(propose(self._spec, tried, len(rows)))
         privacy = self._spec.privacy
         trial_id, state = self._store.add_trial(
@@ -82,10 +88,14 @@ class Proposals:
         """What was proposed so far; forks were asked for by a person."""
         return [row for row in self._store.trials(self._sweep_id) if row.setting is not None]
 
+    def _is_complete(self, rows: Sequence[sa.Row[Any]]) -> bool:
+        admitted = sum(row.state != TrialState.REJECTED for row in rows)
+        return admitted >= self._search.num_samples
+
     def _end(self, rows: Sequence[sa.Row[Any]]) -> str | None:
-        refused = [row.state == TrialState.REJECTED for row in rows]
-        if len(rows) - sum(refused) >= self._search.num_samples:
+        if self._is_complete(rows):
             return ""
+        refused = [row.state == TrialState.REJECTED for row in rows]
         most = self._search.max_refused
         if len(rows) < most or not all(refused[-most:]):
             return None
@@ -104,23 +114,37 @@ class Proposals:
         budget = self._store.ledger.budget(self._spec.privacy.budget or self._sweep_id)
         return Proposer(self._spec, dataset, budget.terms)
 
-    @property
-    def _limit(self) -> float:
-        return limit_of(self._spec.privacy.model_dump(mode="json")).epsilon
+    def _excess_fn(self) -> Callable[[sa.Row[Any]], float]:
+        """How far a trial that was refused is over its limit, as things are now, in epsilon."""
+        privacy = self._spec.privacy
+        limit = limit_of(privacy.model_dump(mode="json")).epsilon
+        account = self._store.ledger.account(privacy.budget or self._sweep_id)
+        terms, is_open = account.terms, account.terms.policy == "open"
+        free = account.free_rdp(privacy.team or "") if is_open else 0.0
+
+        def excess(row: sa.Row[Any]) -> float:
+            if is_open and row.needed_rdp is not None:  # by how much the budget was too small
+                total = terms.rdp_limit + row.needed_rdp - free
+                return epsilon_of_rdp(total, terms.delta, terms.order) / terms.epsilon - 1.0
+            return _FAR if row.planned_epsilon is None else row.planned_epsilon / limit - 1.0
+
+        return excess
 
 
-def _tried(row: sa.Row[Any], last: sa.Row[Any] | None, limit: float) -> Tried:
+def _tried(
+    row: sa.Row[Any], last: sa.Row[Any] | None, excess: Callable[[sa.Row[Any]], float]
+) -> Tried:
     """What a search learns from a trial.
 
     Args:
         row: The trial.
         last: Its last report, if it has one.
-        limit: The largest epsilon of one trial.
+        excess: How far one that was refused is over its limit.
     """
     state = TrialState(row.state)
     if state is TrialState.REJECTED:
-        over = _FAR if row.planned_epsilon is None else row.planned_epsilon / limit - 1.0
-        return Tried(values=row.setting, outcome="refused", excess=min(max(over, _LITTLE), _FAR))
+        over = min(max(excess(row), _LITTLE), _FAR)
+        return Tried(values=row.setting, outcome="refused", excess=over)
     outcome: Outcome = "failed"
     if state is TrialState.PAUSED and last is not None:
         outcome = "pruned"  # at a rung, as long as it waits there

@@ -26,7 +26,7 @@ class NewTrial:
             asking.
         reason: Why it is rejected without asking, else empty.
         config: The hyperparameters, to show.
-        trial_config: What the trainer gets if it is admitted; None where there is nothing that
+        trial_config: What the trainer gets once it is admitted; None where there is nothing that
             could run.
         planned_iterations: Iterations that the decision covers.
         planned_epsilon: Epsilon of all of them; infinite where no bound is known.
@@ -85,6 +85,12 @@ def admit(
         answer.request_id: "" if answer.state == "open" else answer.verdict.reason
         for answer in answers
     }
+    needed = {
+        answer.request_id: finite_or_none(answer.verdict.requested)
+        for answer in answers
+        if answer.may_be_asked_again
+    }
+    may_run = admitted | needed.keys()
     new_rows = [
         {
             "trial_id": trial.trial_id,
@@ -96,9 +102,10 @@ def admit(
             "config": dict(trial.config),
             "trial_config": (
                 trial.trial_config.to_json()
-                if trial.trial_config and trial.trial_id in admitted
+                if trial.trial_config and trial.trial_id in may_run
                 else None
             ),
+            "needed_rdp": needed.get(trial.trial_id),
             "planned_iterations": trial.planned_iterations,
             "planned_epsilon": finite_or_none(trial.planned_epsilon),
             "charged_iterations": 0,

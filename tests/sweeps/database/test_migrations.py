@@ -135,6 +135,7 @@ def assert_taken_over(
                 "exempt": False,
                 "microbatch_size": None,
                 "setting": None,
+                "needed_rdp": None,
             }
             for row in before["trials"]
         ],
