@@ -21,6 +21,7 @@ NAME = "dp-sweeps-accountant"
 
 METHODS = (
     "account",
+    "ask_again",
     "budget",
     "budgets",
     "charge",

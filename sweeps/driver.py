@@ -7,11 +7,10 @@ sweep at a time; the right ends with its process, so that whoever comes next nee
 
 import dataclasses
 import logging
-import math
 import os
 import socket
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -163,22 +162,13 @@ def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
     before: list[Any] | None = None
     while True:
         waiting = store.runnable(sweep_id)
-        proposals = proposals_of(spec, sweep_id, store, home)
-        queue = TrialQueue(
-            spec,
-            sweep_id,
-            store,
-            waiting=waiting,
-            schedule=schedule,
-            proposals=proposals,
-            limit=MAX_WAVE,
-        )
+        queue = _queue(spec, sweep_id, store, home, schedule, waiting)
         if queue.is_over():
             for row in waiting if queue.stopped else ():
                 if begins_by_itself(row):
                     reason = f"the sweep ended before it began ({queue.stopped})"
                     store.end_trial(row.trial_id, TrialState.CANCELLED, reason)
-            return queue.stopped or (proposals and proposals.end()) or ""
+            return queue.why_over()
         now = [_facts(row) for row in store.trials(sweep_id)]
         if waiting and before == now:
             raise SweepError(
@@ -197,6 +187,32 @@ def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
             resources=worker_resources(spec).as_ray(),
             is_over=lambda: _is_over(store, sweep_id),
         )
+
+
+def is_anything_left(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> bool:
+    """Whether a sweep has anything left to run; else it can be driven where there is no Ray."""
+    waiting = store.runnable(sweep_id)
+    queue = _queue(spec, sweep_id, store, home, Schedule(spec, store), waiting)
+    return not queue.is_empty()
+
+
+def _queue(
+    spec: SweepSpec,
+    sweep_id: str,
+    store: Store,
+    home: Home,
+    schedule: Schedule,
+    waiting: Sequence[sa.Row[Any]],
+) -> TrialQueue:
+    return TrialQueue(
+        spec,
+        sweep_id,
+        store,
+        waiting=waiting,
+        schedule=schedule,
+        proposals=proposals_of(spec, sweep_id, store, home),
+        limit=MAX_WAVE,
+    )
 
 
 def proposals_of(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> Proposals | None:
@@ -232,13 +248,7 @@ def _settle(sweep_id: str, store: Store) -> SweepState:
             begun = trial.state != TrialState.ADMITTED
             reason = f"the sweep was stopped before it {'ended' if begun else 'began'}"
             store.end_trial(trial.trial_id, TrialState.CANCELLED, reason)
-    for trial in store.rungs.waiting(sweep_id):  # nothing comes by which it could rise
-        utility = math.nan if trial.utility is None else trial.utility
-        reason = (
-            f"eval_accuracy {utility:.4f} at step {trial.step} was never among the best "
-            f"of those that reached step {trial.rung}"
-        )
-        store.end_trial(trial.trial_id, TrialState.PRUNED, reason)
+    store.rungs.prune_waiting(sweep_id)
     results = read_results(store, sweep_id)
     ran = len(results.trials) - results.count(TrialState.REJECTED)
     if ran and results.count(TrialState.FAILED) == ran:

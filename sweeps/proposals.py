@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from accounting.renyi import epsilon_of_rdp
 from sweeps.admission import Proposer, describe_dataset
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store
@@ -26,7 +27,7 @@ from sweeps.service import new_trial
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
 
-# By how much a trial is taken to be over its limit that is within it, where the budget was not.
+# By how much a trial that was refused is taken to be over its limit at least: it was, then.
 _LITTLE = 0.01
 # By how much at most: where no bound is known at all.
 _FAR = 1e6
@@ -58,6 +59,10 @@ class Proposals:
         """Why nothing more is proposed, in words for a person; None while something is."""
         return self._end(self._configurations())
 
+    def is_complete(self) -> bool:
+        """Whether as many were admitted as the search is to run."""
+        return self._is_complete(self._configurations())
+
     def propose(self) -> list[str]:
         """Proposes a configuration; gives the ids of its trials, as many as it has repeats.
 
@@ -73,7 +78,8 @@ class Proposals:
         from sweeps.search.tpe import propose  # Optuna takes a while to import
 
         last = self._store.last_reports(self._sweep_id)
-        tried = [_tried(repeats, last, self._limit) for repeats in proposed]
+        excess = self._excess_fn()
+        tried = [_tried(repeats, last, excess) for repeats in proposed]
         setting = hyperparameters(propose(self._spec, tried, len(proposed)))
         privacy = self._spec.privacy
         repeats = self._proposer(0, setting).repeated(self._search.repeats)
@@ -92,10 +98,14 @@ class Proposals:
                 found.setdefault(row.repeat_of or row.trial_id, []).append(row)
         return list(found.values())
 
+    def _is_complete(self, proposed: Sequence[Sequence[sa.Row[Any]]]) -> bool:
+        admitted = sum(not _is_refused(repeats) for repeats in proposed)
+        return admitted >= self._search.num_samples
+
     def _end(self, proposed: Sequence[Sequence[sa.Row[Any]]]) -> str | None:
-        refused = [_is_refused(repeats) for repeats in proposed]
-        if len(proposed) - sum(refused) >= self._search.num_samples:
+        if self._is_complete(proposed):
             return ""
+        refused = [_is_refused(repeats) for repeats in proposed]
         most = self._search.max_refused
         if len(proposed) < most or not all(refused[-most:]):
             return None
@@ -114,28 +124,43 @@ class Proposals:
         budget = self._store.ledger.budget(self._spec.privacy.budget or self._sweep_id)
         return Proposer(self._spec, dataset, budget.terms)
 
-    @property
-    def _limit(self) -> float:
-        return limit_of(self._spec.privacy.model_dump(mode="json")).epsilon
+    def _excess_fn(self) -> Callable[[sa.Row[Any]], float]:
+        """How far a trial that was refused is over its limit, as things are now, in epsilon."""
+        privacy = self._spec.privacy
+        limit = limit_of(privacy.model_dump(mode="json")).epsilon
+        account = self._store.ledger.account(privacy.budget or self._sweep_id)
+        terms, is_open = account.terms, account.terms.policy == "open"
+        free = account.free_rdp(privacy.team or "") if is_open else 0.0
+
+        def excess(row: sa.Row[Any]) -> float:
+            if is_open and row.needed_rdp is not None:  # by how much the budget was too small
+                total = terms.rdp_limit + row.needed_rdp - free
+                return epsilon_of_rdp(total, terms.delta, terms.order) / terms.epsilon - 1.0
+            return _FAR if row.planned_epsilon is None else row.planned_epsilon / limit - 1.0
+
+        return excess
 
 
 def _is_refused(repeats: Sequence[sa.Row[Any]]) -> bool:
     return all(row.state == TrialState.REJECTED for row in repeats)
 
 
-def _tried(repeats: Sequence[sa.Row[Any]], last: Mapping[str, sa.Row[Any]], limit: float) -> Tried:
+def _tried(
+    repeats: Sequence[sa.Row[Any]],
+    last: Mapping[str, sa.Row[Any]],
+    excess: Callable[[sa.Row[Any]], float],
+) -> Tried:
     """What a search learns from a configuration.
 
     Args:
         repeats: Its trials.
         last: The last reports of trials that have one.
-        limit: The largest epsilon of one trial.
+        excess: How far one that was refused is over its limit.
     """
     setting = repeats[0].setting
     if _is_refused(repeats):
-        planned = repeats[0].planned_epsilon
-        over = _FAR if planned is None else planned / limit - 1.0
-        return Tried(values=setting, outcome="refused", excess=min(max(over, _LITTLE), _FAR))
+        over = min(max(excess(repeats[0]), _LITTLE), _FAR)
+        return Tried(values=setting, outcome="refused", excess=over)
     outcomes: list[Outcome] = [
         _outcome(TrialState(row.state), row.trial_id in last) for row in repeats
     ]

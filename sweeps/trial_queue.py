@@ -1,4 +1,10 @@
-"""Which trial comes next: those under way, those promoted, new ones, and what is proposed."""
+"""Which trial comes next: what is under way, promoted, listed, admitted after all, or proposed.
+
+Steps that a trial gives back go first to those that the budget refused, in their order, then to
+what a search proposes. As long as trials run they may give steps back, so a sweep with refused
+ones is not over before the last has ended; those that wait at rungs keep what they have not run,
+and are pruned when nothing but them and refused ones is left.
+"""
 
 from collections import deque
 from collections.abc import Sequence
@@ -64,9 +70,12 @@ class TrialQueue:
             found = self._schedule.promote(self._sweep_id, more_to_come=more)
         if found is None and self._waiting:
             found = self._waiting.popleft().trial_id
-        elif found is None and self._proposals is not None:
-            # One proposal at a time: whoever asks has trials to look after meanwhile.
-            for trial_id in self._proposals.propose():
+        elif found is None and not self.stopped:
+            admitted = self._admitted_after_all()
+            if not admitted and self._proposals is not None:
+                # One proposal at a time: whoever asks has trials to look after meanwhile.
+                admitted = self._proposals.propose()
+            for trial_id in admitted:
                 row = self._store.trial(trial_id)
                 assert row is not None
                 self._waiting.append(row)
@@ -85,6 +94,10 @@ class TrialQueue:
         row = self._store.sweep(self._sweep_id)
         if not self._left or row.wish or row.state != SweepState.RUNNING:
             return True
+        return self.is_empty()
+
+    def is_empty(self) -> bool:
+        """Whether nothing is left to run, whatever state the sweep is in."""
         if not self.stopped:
             self.stopped = why_to_stop(self._spec, self._sweep_id, self._store)
         if self.stopped:
@@ -92,10 +105,40 @@ class TrialQueue:
             self._proposals = None
         if self._waiting or self._more_to_come():
             return False
-        if self.stopped or not self._schedule.promotes:
-            return True
+        return bool(self.stopped) or not (self._may_be_promoted() or self._may_be_admitted())
+
+    def why_over(self) -> str:
+        """What a person has to know of why no other trial comes; empty for nothing."""
+        return self.stopped or (self._proposals and self._proposals.end()) or ""
+
+    def _may_be_promoted(self) -> bool:
         # What others report may promote one that waits.
-        return not self._in_hand and self._schedule.promotable(self._sweep_id) is None
+        return self._schedule.promotes and (
+            self._in_hand > 0 or self._schedule.promotable(self._sweep_id) is not None
+        )
+
+    def _may_be_admitted(self) -> bool:
+        # What others give back may admit one that was refused.
+        refused, sweep_id = self._store.refused, self._sweep_id
+        return self._wants_refused() and (
+            self._in_hand > 0
+            or refused.fitting(sweep_id) is not None
+            or bool(self._store.rungs.waiting(sweep_id))
+        )
+
+    def _admitted_after_all(self) -> Sequence[str]:
+        if not self._wants_refused():
+            return ()
+        refused, sweep_id = self._store.refused, self._sweep_id
+        if refused.fitting(sweep_id) is None and not self._in_hand and not self._more_to_come():
+            self._store.rungs.prune_waiting(sweep_id)
+        return refused.admit(sweep_id)
+
+    def _wants_refused(self) -> bool:
+        if self._spec.privacy.policy != "open" or not self._store.refused.is_any(self._sweep_id):
+            return False
+        # All that were listed are wanted; of what was proposed, as many as the search is to run.
+        return self._proposals is None or not self._proposals.is_complete()
 
     def _more_to_come(self) -> bool:
         return self._proposals is not None and self._proposals.end() is None

@@ -1,5 +1,6 @@
 """New trials, as rows that the budget has decided on."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ class NewTrial:
             asking.
         reason: Why it is rejected without asking, else empty.
         config: The hyperparameters, to show.
-        trial_config: What the trainer gets if it is admitted; None where there is nothing that
+        trial_config: What the trainer gets once it is admitted; None where there is nothing that
             could run.
         planned_iterations: Iterations that the decision covers.
         planned_epsilon: Epsilon of all of them; infinite where no bound is known.
@@ -92,6 +93,16 @@ def admit(
         answer.request_id: "" if answer.state == "open" else answer.verdict.reason
         for answer in answers
     }
+    again = {
+        answer.request_id: answer.verdict.requested
+        for answer in answers
+        if answer.may_be_asked_again
+    }
+    needed: dict[str, float] = collections.defaultdict(float)  # by the first of its repeats
+    for trial in new_trials:
+        if trial.trial_id in again:
+            needed[trial.repeat_of or trial.trial_id] += again[trial.trial_id]
+    may_run = admitted | again.keys()
     new_rows = [
         {
             "trial_id": trial.trial_id,
@@ -103,8 +114,11 @@ def admit(
             "config": dict(trial.config),
             "trial_config": (
                 trial.trial_config.to_json()
-                if trial.trial_config and trial.trial_id in admitted
+                if trial.trial_config and trial.trial_id in may_run
                 else None
+            ),
+            "needed_rdp": (
+                finite_or_none(needed[trial.trial_id]) if trial.trial_id in needed else None
             ),
             "planned_iterations": trial.planned_iterations,
             "planned_epsilon": finite_or_none(trial.planned_epsilon),

@@ -13,10 +13,33 @@ import sqlalchemy as sa
 from accounting import Mechanism, Reservation
 from accounting.ledger.lookup import find_reservation
 from accounting.ledger.transaction import LedgerTransaction
-from sweeps.database.states import AttemptEnd, TrialState
+from sweeps.database.states import AttemptEnd, SweepState, TrialState
 from sweeps.database.tables import attempts, outbox, rungs, sweeps, trials
 from sweeps.errors import FencedError, StoreError
 from sweeps.limits import check_limit
+
+
+def sweep_row(connection: sa.Connection, sweep_id: str) -> sa.Row[Any]:
+    """A sweep's row.
+
+    Raises:
+        StoreError: If there is none of this id.
+    """
+    row = connection.execute(sa.select(sweeps).where(sweeps.c.sweep_id == sweep_id)).one_or_none()
+    if row is None:
+        raise StoreError(f"sweep {sweep_id!r}: not in the ledger; see `dp-sweeps list`")
+    return row
+
+
+def check_runs(connection: sa.Connection, sweep_id: str) -> None:
+    """Checks that a sweep runs, as far as its row says.
+
+    Raises:
+        StoreError: It does not, or there is no such sweep.
+    """
+    row = sweep_row(connection, sweep_id)
+    if row.state != SweepState.RUNNING:
+        raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
 
 
 def locked_trial(connection: sa.Connection, trial_id: str) -> sa.Row[Any]:

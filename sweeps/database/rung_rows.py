@@ -168,6 +168,19 @@ class RungRows:
                 rows.waiting(sa.select(*columns), sweep_id).order_by(trials.c.number)
             ).all()
 
+    def prune_waiting(self, sweep_id: str) -> None:
+        """Ends the trials that wait at a rung, for nothing comes by which they could rise."""
+        for trial in self.waiting(sweep_id):
+            utility = math.nan if trial.utility is None else trial.utility
+            reason = (
+                f"eval_accuracy {utility:.4f} at step {trial.step} was never among the best "
+                f"of those that reached step {trial.rung}"
+            )
+            with budgeting(self._ledger) as transaction:
+                found = rows.locked_trial(transaction.connection, trial.trial_id)
+                if rows.waiting_rung(transaction.connection, found) is not None:
+                    rows.end_trial(transaction, found, TrialState.PRUNED, reason)
+
     def promotable(self, sweep_id: str, best: BestFn) -> str | None:
         """Which trial that waits may go on first: the best one at the highest rung; else None.
 

@@ -77,7 +77,8 @@ _NEXT: dict[TrialState, frozenset[TrialState]] = {
         {_S.PRUNED, _S.PAUSED, _S.COMPLETED, _S.DIVERGED, _S.FAILED, _S.CANCELLED}
     ),
     _S.PAUSED: frozenset({_S.RUNNING, _S.PRUNED, _S.CANCELLED}),
-    _S.REJECTED: frozenset(),
+    # To ADMITTED: by a budget that is asked again.
+    _S.REJECTED: frozenset({_S.ADMITTED}),
     # To ADMITTED: by who resumes it.
     _S.PRUNED: frozenset({_S.ADMITTED}),
     _S.COMPLETED: frozenset({_S.ADMITTED}),

@@ -22,6 +22,7 @@ from sweeps.database.forking import Fork, NewFork, fork
 from sweeps.database.gatherings import Gatherings
 from sweeps.database.outbox_rows import OutboxRows
 from sweeps.database.readmission import Readmission, readmit
+from sweeps.database.refused_rows import RefusedRows
 from sweeps.database.rung_rows import RungRows
 from sweeps.database.states import AttemptEnd, SweepState, TrialState, Wish
 from sweeps.database.tables import (
@@ -80,6 +81,7 @@ class Store:
         attempts: A worker's side.
         rungs: A scheduler's side.
         gatherings: The same, where trials wait for each other.
+        refused: What a budget refused and may yet admit.
         outbox: What MLflow has yet to hear.
     """
 
@@ -89,6 +91,7 @@ class Store:
         self.attempts = Attempts(ledger)
         self.rungs = RungRows(ledger)
         self.gatherings = Gatherings(ledger)
+        self.refused = RefusedRows(ledger)
         self.outbox = OutboxRows(ledger.engine)
 
     @property
@@ -153,7 +156,7 @@ class Store:
         new: list[NewTrial] = []
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
-            _check_runs(connection, sweep_id)
+            rows.check_runs(connection, sweep_id)
             for trial in repeats:
                 after = new[-1].number if new else -1
                 number, trial_id = rows.next_name(connection, sweep_id, after)
@@ -200,7 +203,7 @@ class Store:
         """
         with writing(self._engine) as connection:
             # First, so that who lets a trial go on in this moment comes before or after.
-            _set_sweep(connection, sweep_id, wish=_sweep_row(connection, sweep_id).wish)
+            _set_sweep(connection, sweep_id, wish=rows.sweep_row(connection, sweep_id).wish)
             states = sa.select(trials.c.state).where(trials.c.sweep_id == sweep_id).distinct()
             left = any(TrialState(found).may_run for found in connection.scalars(states))
             if left and state in (SweepState.COMPLETED, SweepState.FAILED):
@@ -241,7 +244,7 @@ class Store:
             StoreError: If there is no such sweep.
         """
         with writing(self._engine) as connection:
-            before = _sweep_row(connection, sweep_id)
+            before = rows.sweep_row(connection, sweep_id)
             _set_sweep(
                 connection,
                 sweep_id,
@@ -264,7 +267,7 @@ class Store:
             StoreError: If there is no such sweep, or it does not run.
         """
         with writing(self._engine) as connection:
-            _check_runs(connection, sweep_id)
+            rows.check_runs(connection, sweep_id)
             _set_sweep(connection, sweep_id, driver=driver)
             ours = sa.select(trials.c.trial_id).where(trials.c.sweep_id == sweep_id)
             connection.execute(
@@ -306,7 +309,7 @@ class Store:
             StoreError: If there is no such sweep, or it does not run.
         """
         with writing(self._engine) as connection:
-            _check_runs(connection, sweep_id)
+            rows.check_runs(connection, sweep_id)
             _set_sweep(connection, sweep_id, wish=wish)
 
     def cancel_sweep(self, sweep_id: str) -> None:
@@ -317,7 +320,7 @@ class Store:
         """
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
-            sweep = _sweep_row(connection, sweep_id)
+            sweep = rows.sweep_row(connection, sweep_id)
             if sweep.state not in (SweepState.RUNNING, SweepState.PAUSED):
                 raise StoreError(f"sweep {sweep_id}: is {sweep.state}; allowed is one under way")
             _set_sweep(connection, sweep_id, state=SweepState.CANCELLED)
@@ -338,7 +341,7 @@ class Store:
     def readmit(
         self, iterations: Mapping[str, int | None], *, dry_run: bool = False
     ) -> list[Readmission]:
-        """Has the budget decide on trials that have ended, and lets those it admits go on.
+        """Has the budget decide on trials that have ended or wait; those it admits may go on.
 
         Of each, what it had not run is reserved again, and what is added to it too. It may not
         exceed what its specification allows one trial, either. No scheduler prunes it from then
@@ -347,7 +350,8 @@ class Store:
 
         Args:
             iterations: By trial, the step at which it is to end; None keeps the one it has. Trials
-                that were pruned, cancelled or failed, or completed if they get more iterations.
+                that were pruned, set aside, cancelled or failed, or completed if they get more
+                iterations.
             dry_run: Whether to decide in the same way and change nothing.
 
         Returns:
@@ -400,7 +404,7 @@ class Store:
             StoreError: If there is none of this id.
         """
         with reading(self._engine) as connection:
-            return _sweep_row(connection, sweep_id)
+            return rows.sweep_row(connection, sweep_id)
 
     def sweeps(self) -> Sequence[sa.Row[Any]]:
         """Every sweep's row, newest first."""
@@ -476,19 +480,6 @@ def open_store(home: Home) -> Store:
 
 class _DryRun(Exception):
     """Takes everything back."""
-
-
-def _sweep_row(connection: sa.Connection, sweep_id: str) -> sa.Row[Any]:
-    row = connection.execute(sa.select(sweeps).where(sweeps.c.sweep_id == sweep_id)).one_or_none()
-    if row is None:
-        raise StoreError(f"sweep {sweep_id!r}: not in the ledger; see `dp-sweeps list`")
-    return row
-
-
-def _check_runs(connection: sa.Connection, sweep_id: str) -> None:
-    row = _sweep_row(connection, sweep_id)
-    if row.state != SweepState.RUNNING:
-        raise StoreError(f"sweep {sweep_id}: is {row.state}; allowed is a running one")
 
 
 def _set_sweep(connection: sa.Connection, sweep_id: str, **values: Any) -> None:

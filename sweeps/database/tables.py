@@ -61,6 +61,8 @@ trials = sa.Table(
     # The fields of the search space as they were proposed; NULL of a fork.
     sa.Column("setting", sa.JSON(none_as_null=True)),
     sa.Column("trial_config", sa.JSON(none_as_null=True)),
+    # Of one that an open budget refused and may yet admit: the Rényi divergence that it takes.
+    sa.Column("needed_rdp", sa.Double),
     # What is reserved in the ledger; NULL epsilon: no finite bound is known. A step that is taken
     # again by another branch counts again, so this may exceed the step at which the trial ends.
     sa.Column("planned_iterations", sa.Integer, nullable=False),

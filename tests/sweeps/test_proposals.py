@@ -156,6 +156,7 @@ def test_under_open_the_budget_decides_on_each_proposal():
     while not queue.is_over():
         if trial_id := queue.take():
             ran(store, trial_id, 0.5)
+            queue.put_down()
     rows = store.trials(sweep_id)
     states = [row.state for row in rows]
     assert 2 < states.count("COMPLETED") < 50

@@ -17,11 +17,11 @@ from tests.sweeps.whole_sweep import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def finished(folder, scheduler, learning_rates):
+def finished(folder, scheduler, learning_rates, **more):
     """A sweep whose trials learn much, or nothing, one after the other: its document and store."""
     space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}
     space["learning_rate"] = {"grid_search": learning_rates}
-    spec = {**SPEC, "search_space": space, "scheduler": scheduler}
+    spec = {**SPEC, "search_space": space, "scheduler": scheduler, **more}
     with running(folder, spec) as process:
         out, err = process.communicate(timeout=DEADLINE_SECS)
     assert process.returncode == 0, err
@@ -92,4 +92,28 @@ def test_a_bracket_is_halved_once_all_of_it_have_come_to_a_rung(tmp_path):
     for trial in document["trials"]:
         reservation = store.ledger.reservation(trial["trial_id"])
         assert (reservation.state, reservation.charged) == ("closed", trial["step"])
+    assert store.ledger.verify().ok
+    store.ledger.close()
+
+
+def test_steps_that_a_pruned_trial_gives_back_admit_one_that_was_refused(tmp_path):
+    rule = {"name": "async_hyperband", "grace_period": 10, "reduction_factor": 2}
+    # Room for two and a half trials.
+    privacy = {"policy": "open", "target_epsilon": 2.0, "target_delta": 1e-5}
+    learning_rates = [8.0, 1e-6, 4.0, 1e-7]
+    document, store = finished(tmp_path, rule, learning_rates, privacy=privacy)
+    assert document["state"] == "COMPLETED"
+    by_rate = {trial["config"]["learning_rate"]: trial for trial in document["trials"]}
+    first, pruned, late, never = (by_rate[rate] for rate in learning_rates)
+    assert (first["state"], pruned["state"], pruned["step"]) == ("COMPLETED", "PRUNED", 10)
+    assert late["state"] in ("COMPLETED", "PRUNED"), "it was refused until then"
+    assert late["eval_accuracy"] is not None
+    assert never["state"] == "REJECTED", "there was not room for another"
+    entries = [(entry.kind, entry.facts.get("request_id")) for entry, _ in store.ledger.entries()]
+    assert ("refused", late["trial_id"]) in entries
+    again = entries.index(("reserved_later", late["trial_id"]))
+    assert entries.index(("settled", pruned["trial_id"])) < again
+    level = store.ledger.status(document["sweep_id"]).level
+    assert 0 < level.spent <= level.limit
+    assert store.ledger.verify().ok
     store.ledger.close()

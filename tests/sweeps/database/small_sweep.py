@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from accounting import BudgetTerms, DpSgdMechanism
 from accounting.policies import Policy
+from accounting.renyi import epsilon_of_rdp, step_rdp
 from sweeps.database.admitting import NewTrial
 from sweeps.database.attempts import Attempt
 from sweeps.database.states import TrialState
@@ -31,6 +32,8 @@ PLAN = 100
 MECHANISM = DpSgdMechanism(
     noise_multiplier=2.0, sampling_prob=0.1, iterations=PLAN, neighboring_relation="zero_out"
 )
+ORDER = 8.0
+"""Of the filter of a budget under `open`."""
 # Epsilons of budgets. A full trial's plan needs 2.34 and 0.35 of banded noise, a step more 2.35;
 # twice the plan needs 3.36.
 TIGHT = 2.34
@@ -49,6 +52,18 @@ def a_sweep(*, epsilon: float = 3.0, policy: Policy = "per_trial") -> NewSweep:
         dataset_fingerprint="print",
         terms=BudgetTerms(epsilon=epsilon, delta=1e-5, policy=policy),
     )
+
+
+def sweep_holding(trials: float, policy: Policy = "open") -> NewSweep:
+    """A sweep whose budget holds so many trials under `open`, and the same epsilon otherwise."""
+    rdp = trials * PLAN * step_rdp(MECHANISM.step, ORDER)
+    terms = BudgetTerms(
+        epsilon=epsilon_of_rdp(rdp, 1e-5, ORDER),
+        delta=1e-5,
+        policy=policy,
+        rdp_order=ORDER if policy == "open" else None,
+    )
+    return dataclasses.replace(a_sweep(policy=policy), terms=terms)
 
 
 def privacy_of(policy: Policy = "per_trial") -> dict[str, Any]:

@@ -136,6 +136,7 @@ def assert_taken_over(
                 "microbatch_size": None,
                 "setting": None,
                 "repeat_of": None,
+                "needed_rdp": None,
             }
             for row in before["trials"]
         ],

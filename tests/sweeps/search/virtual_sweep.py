@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sweeps.database.admitting import NewTrial
 from sweeps.database.attempts import Attempt
 from sweeps.database.states import TrialState
-from sweeps.database.store import Store, open_store
+from sweeps.database.store import NewSweep, Store, open_store
 from sweeps.database.tables import reading, rungs, trials
 from sweeps.home import Home
 from sweeps.proposals import Proposals
@@ -51,6 +51,7 @@ class VirtualSweep:
         diverge: By trial, the step at which it diverges.
         refused: Those that the budget refuses.
         listed: So many are there from the beginning, the rest is proposed; None for all.
+        sweep: As it is submitted.
     """
 
     home: Home
@@ -62,6 +63,7 @@ class VirtualSweep:
     diverge: Mapping[int, int] = dataclasses.field(default_factory=dict[int, int])
     refused: Collection[int] = ()
     listed: int | None = None
+    sweep: NewSweep = dataclasses.field(default_factory=a_sweep)
 
     def new_trial(self, number: int) -> NewTrial:
         """A trial, as admission leaves it."""
@@ -77,7 +79,7 @@ class VirtualSweep:
         """
         store = open_store(self.home)
         listed = len(self.curves) if self.listed is None else self.listed
-        store.create_sweep(a_sweep(), [self.new_trial(number) for number in range(listed)])
+        store.create_sweep(self.sweep, [self.new_trial(number) for number in range(listed)])
         queue, schedule = self._driver(store)
         steps: dict[str, int] = {}
         attempts: dict[str, Attempt] = {}
@@ -127,9 +129,14 @@ class VirtualSweep:
         store.ledger.close()
         return events
 
-    def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
+    def specification(self) -> SweepSpec:
+        """What it is a sweep of."""
+        privacy = {**GOOD_DATA["privacy"], "policy": self.sweep.terms.policy}
         text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
-        spec = SweepSpec.model_validate({**text, "scheduler": self.scheduler})
+        return SweepSpec.model_validate({**text, "privacy": privacy, "scheduler": self.scheduler})
+
+    def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
+        spec = self.specification()
         schedule = Schedule(spec, store)
         # As much of it as a queue asks for.
         proposals = cast("Proposals", _Proposed(self, store))
