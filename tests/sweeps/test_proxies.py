@@ -9,7 +9,7 @@ from sweeps.errors import SpecError
 from sweeps.forks import new_fork
 from sweeps.guarantee import sampling
 from sweeps.home import Home
-from sweeps.report.plan_view import plan_view
+from sweeps.report.table import CheckRow, check_table
 from sweeps.service import make_plan, record
 from tests.sweeps.report.test_table import printed
 from trainer.config import TrialConfig
@@ -87,7 +87,16 @@ def test_a_proxy_that_is_too_dear_is_refused_however_cheap_the_run_would_be():
 
 def test_check_shows_the_epsilon_of_the_run_rounded_up_beside_that_of_the_proxy():
     plan = plan_of()
-    text = printed(plan_view(plan), width=140)
+    listed = [
+        CheckRow(
+            config=proposal.shown,
+            epsilon=proposal.decision.epsilon,
+            decision="admitted",
+            reason="",
+        )
+        for proposal in plan.admitted
+    ]
+    text = printed(check_table(listed, guarantee=plan.guarantee), width=140)
     assert "real run" in text
     assert "Trials are proxies, with batches and noise 6 times smaller" in " ".join(text.split())
     rows = [line.split() for line in text.splitlines() if line.endswith("admitted")]
