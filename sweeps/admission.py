@@ -27,7 +27,8 @@ from sweeps.search_space import (
     expand,
     expected_batch_size,
     repeat_seed,
-    sampling_prob,
+    shown_proxy,
+    shown_setting,
     trial_config,
 )
 from sweeps.spec.domains import CALIBRATED
@@ -448,19 +449,14 @@ class Proposer:
         """
         spec, units = self._spec, self._num_units
         # Refuses a batch larger than the data, whatever the noise is.
-        prob = sampling_prob(spec, setting, units)
-        batch = expected_batch_size(spec, setting, units)
-        shown = {
-            **dataclasses.asdict(setting),
-            "expected_batch_size": batch,
-            "sampling_prob": prob,
-        }
+        shown = shown_setting(spec, setting, units)
         config, refusal = None, ""
         try:
             noise = self._noise(setting)
             shown["noise_multiplier"] = noise
             config = trial_config(spec, setting, num_units=units, noise_multiplier=noise)
             mechanism = mechanism_of(config)
+            shown |= shown_proxy(spec, config) | self._real_epsilon(setting, noise)
         except accounting.CalibrationError as error:
             refusal = f"no noise_multiplier could be found: {error}"
         except (ConfigError, accounting.AccountingError) as error:
@@ -488,6 +484,18 @@ class Proposer:
             asks_budget=False,
         )
 
+    def _real_epsilon(self, setting: Hyperparameters, noise: float) -> dict[str, float | None]:
+        """What the run itself would cost, where a trial is a proxy of it."""
+        if not self._spec.proxy.is_proxy:
+            return {}
+        real = trial_config(
+            self._spec.real, setting, num_units=self._num_units, noise_multiplier=noise
+        )
+        cost = accounting.epsilon(
+            mechanism_of(real), delta=real.target_delta, accountant=real.accountant
+        )
+        return {"real_epsilon": cost if math.isfinite(cost) else None}
+
     def _noise(self, setting: Hyperparameters) -> float:
         """The setting's noise multiplier, calibrated once per distinct question.
 
@@ -498,7 +506,7 @@ class Proposer:
         if setting.noise_multiplier != CALIBRATED:
             return float(setting.noise_multiplier)
         question = (
-            expected_batch_size(self._spec, setting, self._num_units),
+            expected_batch_size(self._spec.real, setting, self._num_units),
             setting.iterations,
         )
         if question not in self._calibrated:
@@ -514,14 +522,14 @@ class Proposer:
     def _calibrate(self, setting: Hyperparameters) -> float:
         # With the least noise that could be found: what is refused then is refused with any.
         config = trial_config(
-            self._spec,
+            self._spec.real,
             setting,
             num_units=self._num_units,
             noise_multiplier=LEAST_NOISE_MULTIPLIER,
         )
         return accounting.calibrate_noise_of(
             mechanism_of(config),
-            target_epsilon=self._limit.epsilon,
+            target_epsilon=self._spec.proxy.target_epsilon or self._limit.epsilon,
             target_delta=self._limit.delta,
             accountant=self._spec.privacy.accountant,
         )

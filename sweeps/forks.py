@@ -16,7 +16,7 @@ from sweeps.database.forking import NewFork
 from sweeps.database.store import Store
 from sweeps.errors import CommandError, Problem, SpecError, StoreError
 from sweeps.home import Home
-from sweeps.search_space import expand, trial_config
+from sweeps.search_space import expand, shown_proxy, shown_setting, trial_config
 from sweeps.spec.domains import BY, CALIBRATED, ConditionalDomain
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.space_spec import SearchSpace
@@ -58,32 +58,33 @@ def new_fork(
             "them"
         )
     config = TrialConfig.from_json(parent.trial_config)
+    document = store.sweep(parent.sweep_id).spec
     setting = {name: getattr(config, name) for name in SearchSpace.model_fields}
+    scale = document.get("proxy", {}).get("scale", 1.0)
+    if scale != 1:  # what ran is a proxy of what is said
+        setting["expected_batch_size"] *= scale
+        setting["noise_multiplier"] *= scale
     more = {} if iterations is None else {"iterations": iterations}
-    spec = _spec_of_one(store.sweep(parent.sweep_id).spec, {**setting, **changes, **more})
+    spec = _spec_of_one(document, {**setting, **changes, **more})
     check_model_allowed(spec.model.name)
     dataset = describe_dataset(spec, home.data_dir)
+    units = num_units(spec, dataset)
     (one,) = expand(spec)
     try:
         forked = trial_config(
             spec,
             one,
-            num_units=num_units(spec, dataset),
+            num_units=units,
             noise_multiplier=float(one.noise_multiplier),
         )
     except ConfigError as error:
         raise CommandError(f"--set: {error}") from error
     # Nothing is initialised, but it goes on with what was, with the seed of its parent's repeat.
     forked = dataclasses.replace(forked, seed=config.seed)
-    shown = {
-        **dataclasses.asdict(one),
-        "expected_batch_size": forked.expected_batch_size,
-        "sampling_prob": forked.sampling_prob,
-    }
     return NewFork(
         parent_trial_id=trial_id,
         from_step=from_step,
-        config=shown,
+        config=shown_setting(spec, one, units) | shown_proxy(spec, forked),
         trial_config=forked,
         dataset_fingerprint=dataset.fingerprint,
     )
@@ -123,6 +124,8 @@ def _spec_of_one(document: Mapping[str, Any], setting: Mapping[str, Any]) -> Swe
         **document,
         "search_space": dict(setting),
         "search": {"num_samples": 1},
+        # Its noise is a number, so there is nothing to calibrate.
+        "proxy": {**document.get("proxy", {}), "target_epsilon": None},
         "scheduler": {"name": "fifo"},
     }
     try:

@@ -37,8 +37,8 @@ def guarantee(spec: Mapping[str, Any]) -> str:
         privacy_unit=privacy_unit(spec),
         sampling=sampling(spec),
     )
-    parts = (promise, _of_repeats(spec), _how_drawn(spec), _how_clipped(spec), _EVALUATION)
-    return " ".join(filter(None, parts))
+    more = (_of_repeats(spec), _of_proxies(spec), _how_drawn(spec), _how_clipped(spec))
+    return " ".join(filter(None, (promise, *more, _EVALUATION)))
 
 
 def _of_repeats(spec: Mapping[str, Any]) -> str:
@@ -49,6 +49,22 @@ def _of_repeats(spec: Mapping[str, Any]) -> str:
     return (
         f"A mean over the {repeats} repeats of a configuration tells of as many trials, so the "
         "guarantee of one of them does not cover it, either."
+    )
+
+
+def _proxy_scale(spec: Mapping[str, Any]) -> float:
+    return float(spec.get("proxy", {}).get("scale", 1.0))
+
+
+def _of_proxies(spec: Mapping[str, Any]) -> str:
+    """What ran, where that is not what the search space says."""
+    scale = _proxy_scale(spec)
+    if scale == 1:
+        return ""
+    return (
+        f"Trials are proxies, with batches and noise {scale:g} times smaller than their "
+        "configurations say: all of this and every ε is about what ran. What the run itself would "
+        "cost on this data (real_epsilon) comes on top."
     )
 
 
@@ -71,6 +87,8 @@ def sampling(spec: Mapping[str, Any], sampling_prob: float | None = None) -> acc
     if mechanism.get("truncated_batch_size") is not None:
         return "truncated_poisson"
     everybody = sampling_prob == 1 if sampling_prob is not None else set(_sizes(spec)) == {FULL}
+    if _proxy_scale(spec) != 1:
+        everybody = False  # the probability is that of the run for which a trial stands in
     return "full_batch" if everybody else "poisson"
 
 
@@ -78,8 +96,10 @@ def _sizes(spec: Mapping[str, Any]) -> list[Any]:
     """The batch sizes that a specification names, words included."""
 
     def named(domain: Any) -> list[Any]:
+        if isinstance(domain, list):
+            return cast("list[Any]", domain)
         if not isinstance(domain, Mapping):
-            return domain if isinstance(domain, list) else [domain]
+            return [domain]
         parts = cast("Mapping[str, Any]", domain).items()
         return [size for key, part in parts if key != BY for size in named(part)]
 

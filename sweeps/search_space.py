@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -326,7 +326,7 @@ def public_num_units(spec: SweepSpec, num_units: int | None) -> int:
 def expected_batch_size(
     spec: SweepSpec, hyperparameters: Hyperparameters, num_units: int | None
 ) -> float:
-    """The mean size of a setting's batches as a number: of everybody where it says ``full``.
+    """The mean size of the batches that a trial draws: of everybody where it says ``full``.
 
     Args:
         spec: The specification.
@@ -366,7 +366,7 @@ def _batches(
     public, bands = public_num_units(spec, num_units), spec.mechanism.bands
     batch = hyperparameters.expected_batch_size
     try:
-        return batches_of(batch, public, bands)
+        return batches_of(batch if batch == FULL else batch / spec.proxy.scale, public, bands)
     except ConfigError as error:
         units = f"{public} {spec.privacy_unit}s of {spec.data.name} {spec.data.train_split}"
         whole = f"the {units}"
@@ -398,7 +398,8 @@ def trial_config(
         spec: The specification.
         hyperparameters: One setting of `expand`.
         num_units: How many units the data set holds, as in `public_num_units`.
-        noise_multiplier: The setting's own, or the calibrated one where it says so.
+        noise_multiplier: The setting's own, or the calibrated one where it says so; a proxy has
+            as much less.
 
     Raises:
         SpecError: The expected batch is larger than the data set, or than a group of it.
@@ -420,7 +421,7 @@ def trial_config(
         weight_decay=hyperparameters.weight_decay,
         learning_rate_schedule=hyperparameters.learning_rate_schedule,
         warmup_steps=hyperparameters.warmup_steps,
-        noise_multiplier=noise_multiplier,
+        noise_multiplier=noise_multiplier / spec.proxy.scale,
         sampling_prob=sampling_prob(spec, hyperparameters, num_units),
         expected_batch_size=expected_batch_size(spec, hyperparameters, num_units),
         iterations=hyperparameters.iterations,
@@ -434,6 +435,37 @@ def trial_config(
         augmentation=AugmentationConfig(**spec.augmentation.model_dump()),
         averaging=AveragingConfig(**spec.averaging.model_dump()),
     )
+
+
+def shown_setting(
+    spec: SweepSpec, hyperparameters: Hyperparameters, num_units: int | None
+) -> dict[str, Any]:
+    """A setting as people see it: that of the run that it describes, even if a proxy runs.
+
+    Args:
+        spec: The specification.
+        hyperparameters: One setting of `expand`.
+        num_units: As in `public_num_units`.
+
+    Raises:
+        SpecError: The expected batch is larger than the data set, or than a group of it.
+        ValueError: `num_units` is missing.
+    """
+    return {
+        **dataclasses.asdict(hyperparameters),
+        "expected_batch_size": expected_batch_size(spec.real, hyperparameters, num_units),
+        "sampling_prob": sampling_prob(spec.real, hyperparameters, num_units),
+    }
+
+
+def shown_proxy(spec: SweepSpec, config: TrialConfig) -> dict[str, float]:
+    """What really runs of a setting, where that is a proxy; else nothing."""
+    if not spec.proxy.is_proxy:
+        return {}
+    return {
+        "proxy_expected_batch_size": config.expected_batch_size,
+        "proxy_noise_multiplier": config.noise_multiplier,
+    }
 
 
 def _mechanism(spec: SweepSpec, num_units: int | None) -> MechanismConfig:

@@ -40,6 +40,9 @@ _HEADINGS = {
     "iterations": "iterations",
     "noise_multiplier": "noise\nmulti-\nplier",
     "l2_clip_norm": "l2\nclip\nnorm",
+    "proxy_expected_batch_size": "batch\nsize\nrun",
+    "proxy_noise_multiplier": "noise\nrun",
+    "real_epsilon": "ε of\nreal run",
 }
 _BROKEN_HEADINGS = {
     "trial": "#",
@@ -110,6 +113,13 @@ def show_value(value: object) -> str:
     return f"{value:.0f}" if isinstance(value, float) else one_line(str(value))
 
 
+def _show_field(name: str, value: object) -> str:
+    """A field of a configuration; what is an epsilon is rounded up as every one."""
+    if name == "real_epsilon" and (value is None or isinstance(value, float)):
+        return show_epsilon(value)
+    return show_value(value)
+
+
 def one_line(text: str, limit: int | None = None) -> str:
     """Text on one line without control characters, cut at ``limit`` characters."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -154,7 +164,8 @@ def describe_config(
     """``optimizer=adam, learning_rate=0.5``: the named hyperparameters, or a search space's."""
     flat = flat_config(config)
     shown = names if names is not None else tuple(_HEADINGS)
-    return separator.join(f"{name}={show_value(flat[name])}" for name in shown if name in flat)
+    fields = (f"{name}={_show_field(name, flat[name])}" for name in shown if name in flat)
+    return separator.join(fields)
 
 
 def brief_config(config: Mapping[str, Any], names: Sequence[str]) -> list[str]:
@@ -341,8 +352,8 @@ class _Sheet:
             cells = [Text(cell.text, style=cell.style) for cell in row.before]
             if shape != "folded":
                 blank = NO_VALUE if row.config is not None else ""
-                values = ((row.config or {}).get(name, blank) for name in self.names)
-                cells += [Text(show_value(value)) for value in values]
+                config = row.config or {}
+                cells += [Text(_show_field(name, config.get(name, blank))) for name in self.names]
             elif self.names:
                 cells.append(Text(describe_config(row.config or {}, self.names, "\n")))
             cells += [Text(cell.text, style=cell.style) for cell in row.after]

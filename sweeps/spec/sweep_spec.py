@@ -31,6 +31,7 @@ from sweeps.spec.clipping_spec import ClippingSpec
 from sweeps.spec.domains import CALIBRATED, FULL, MAX_WHOLE
 from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
+from sweeps.spec.proxy_spec import ProxySpec, proxy_refusals
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
 from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec, scheduler_refusals
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
@@ -227,6 +228,7 @@ class SweepSpec(Section):
     mechanism: MechanismSpec = MechanismSpec()
     augmentation: AugmentationSpec = AugmentationSpec()
     averaging: AveragingSpec = AveragingSpec()
+    proxy: ProxySpec = ProxySpec()
     search: SearchSpec = Field(
         default=RandomSpec(), description="Where the sweep's configurations come from."
     )
@@ -252,6 +254,11 @@ class SweepSpec(Section):
         points = search.points_to_evaluate[: search.num_samples]
         size = self.search_space.num_listed
         return sum(map(size, points)) + size({}) * (search.num_samples - len(points))
+
+    @property
+    def real(self) -> "SweepSpec":
+        """The same, but that trials run what the search space says."""
+        return self.model_copy(update={"proxy": ProxySpec()})
 
     @property
     def privacy_unit(self) -> PrivacyUnit:
@@ -282,6 +289,7 @@ class SweepSpec(Section):
             _model_refusals,
             _split_refusals,
             _mechanism_refusals,
+            _proxy_refusals,
             _pace_refusals,
             _search_refusals,
             _policy_refusals,
@@ -361,6 +369,16 @@ def _mechanism_refusals(spec: SweepSpec) -> Iterator[Refusal]:
     )
 
 
+def _proxy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
+    return proxy_refusals(
+        spec.proxy,
+        mechanism=spec.mechanism,
+        clipping_mode=spec.clipping.mode,
+        expected_batch_size=spec.search_space.expected_batch_size,
+        noise_multiplier=spec.search_space.noise_multiplier,
+    )
+
+
 def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
     fewest, most = (int(bound) for bound in spec.search_space.iterations.bounds())
     every = spec.report_every_steps
@@ -423,7 +441,8 @@ def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
     """What would void the policy of the privacy section, or leaves it without a number."""
     privacy = spec.privacy
     calibrated = CALIBRATED in spec.search_space.noise_multiplier.values
-    if calibrated and privacy.policy != "per_trial" and privacy.trial_epsilon is None:
+    by_trial = calibrated and not spec.proxy.is_proxy
+    if by_trial and privacy.policy != "per_trial" and privacy.trial_epsilon is None:
         message = (
             f"is missing; allowed: a number > 0. {CALIBRATED} noise needs the epsilon of one "
             f"trial by itself, for under {privacy.policy} target_epsilon is that of all of them"

@@ -47,6 +47,9 @@ HYPERPARAMETERS = (
     "learning_rate_schedule",
     "warmup_steps",
     "sampling_prob",
+    "proxy_expected_batch_size",
+    "proxy_noise_multiplier",
+    "real_epsilon",
 )
 PRIVACY = ("policy", "target_epsilon", "target_delta", "accountant", "neighboring_relation")
 

@@ -177,7 +177,7 @@ def test_check_lists_every_configuration_with_its_decision(command, home, tmp_pa
     assert code == 0
     assert [trial["decision"] for trial in document["trials"]] == ["admitted", "rejected"]
     for trial in document["trials"]:
-        assert set(trial) == {"config", "epsilon", "delta", "decision", "reason"}
+        assert set(trial) == {"config", "repeat", "epsilon", "delta", "decision", "reason"}
         assert trial["delta"] == 1e-5
     cheap, dear = document["trials"]
     assert cheap["epsilon"] <= 3.0 < dear["epsilon"]
