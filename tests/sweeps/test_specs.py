@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweeps.choosing import results_of
 from sweeps.database.states import SweepState, TrialState
-from sweeps.service import results_of
 from sweeps.verification import verify
 from tests.sweeps.whole_sweep import DEADLINE_SECS, store_of
 
