@@ -77,7 +77,7 @@ class Check:
         return _html(repr(self), self.trials, [self.guarantee, *(line.plain for line in lines)])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
     """What a sweep has to show, as it was when it was read.
 
