@@ -13,7 +13,7 @@ from sweeps.errors import CommandError
 from sweeps.home import Home
 from sweeps.report.room import Fit, Room
 from sweeps.report.table import show_epsilon
-from sweeps.service import OnDecision, by_itself, make_plan, paid_by
+from sweeps.service import OnDecision, SpecSource, by_itself, make_plan, paid_by
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.config import DataConfig
 from trainer.data.datasets import describe
@@ -68,7 +68,7 @@ def find_data(
 
 
 def typical_order(
-    spec_path: Path, home: Home, epsilon: float, delta: float, on_spec: OnSpec | None = None
+    source: SpecSource, home: Home, epsilon: float, delta: float, on_spec: OnSpec | None = None
 ) -> float:
     """The order of Rényi divergence at which a budget holds the most of a spec's trials.
 
@@ -76,19 +76,21 @@ def typical_order(
         SpecError: The specification is not allowed.
         CommandError: It proposes no trial whose cost is known.
     """
-    plan = make_plan(spec_path, home, on_spec, change=by_itself)
+    plan = make_plan(source, home, on_spec, change=by_itself)
     parts: Counter[Step] = Counter()
     for mechanism in _mechanisms(plan):
         parts[mechanism.step] += mechanism.repetitions
     if not parts:
-        raise CommandError(f"{spec_path}: proposes no trial that could run, so none is typical")
+        raise CommandError(
+            f"{plan.spec.name}: proposes no trial that could run, so none is typical"
+        )
     return accounting.best_rdp_order(epsilon, delta, parts)
 
 
 def room_for_spec(
     ledger: accounting.Ledger,
     name: str,
-    spec_path: Path,
+    source: SpecSource,
     home: Home,
     *,
     team: str | None,
@@ -99,7 +101,7 @@ def room_for_spec(
     Raises:
         SpecError: The specification is not allowed, or does not say what the budget says.
     """
-    plan = make_plan(spec_path, home, on_spec, change=paid_by(name, team))
+    plan = make_plan(source, home, on_spec, change=paid_by(name, team))
     account, payer = ledger.account(name), plan.spec.privacy.team or ""
     kinds: list[tuple[Spending, int]]
     if plan.spec.privacy.policy == "private_selection":

@@ -16,9 +16,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sweeps.choosing import trial_row
 from sweeps.database.states import SweepState, TrialState, Wish
 from sweeps.database.store import Store
-from sweeps.errors import DatabaseError, DrivenError, SweepError
+from sweeps.errors import DatabaseError, DrivenError, StoreError, SweepError
 from sweeps.home import Home
 from sweeps.log_file import LogFile
 from sweeps.proposals import Proposals
@@ -136,6 +137,16 @@ def cancel(sweep_id: str, store: Store, home: Home) -> None:
     with store.driving_lock(sweep_id) as held:
         if held:
             _end(sweep_id, store, home)
+
+
+def cancel_trial(trial_id: str, store: Store) -> None:
+    """Ends one trial now, whoever works on it.
+
+    Raises:
+        StoreError: If there is no such trial, or it has ended.
+    """
+    if not store.end_trial(trial_id, TrialState.CANCELLED, "somebody cancelled it"):
+        raise StoreError(f"trial {trial_id}: is {trial_row(store, trial_id).state} already")
 
 
 def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepState | None:

@@ -21,7 +21,7 @@ from sweeps.spec.domains import BY, CALIBRATED, ConditionalDomain
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.space_spec import SearchSpace
 from sweeps.spec.sweep_spec import SweepSpec
-from sweeps.spec.yaml_source import YamlDocument, parse_yaml, suggestion
+from sweeps.spec.yaml_source import document_of, parse_yaml, suggestion
 from sweeps.user_models import check_model_allowed
 from trainer.config import TrialConfig
 from trainer.errors import ConfigError
@@ -128,11 +128,7 @@ def _spec_of_one(document: Mapping[str, Any], setting: Mapping[str, Any]) -> Swe
         "proxy": {**document.get("proxy", {}), "target_epsilon": None},
         "scheduler": {"name": "fifo"},
     }
-    try:
-        spec = validate_spec(YamlDocument(source="", data=data, key_places={}, value_places={}))
-    except SpecError as error:  # there is no text, so no place in it
-        nowhere: dict[str, Any] = {"source": None, "line": None, "column": None}
-        raise SpecError(dataclasses.replace(p, **nowhere) for p in error.problems) from None
+    spec = validate_spec(document_of(data))
     problems = [
         Problem(message=f"{found} is not allowed in a fork; allowed: {allowed}", key_path=path)
         for path, found, allowed in _more_than_one(spec)

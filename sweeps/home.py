@@ -7,6 +7,7 @@ password in a URL never travels through Ray.
 """
 
 import dataclasses
+import getpass
 import hashlib
 import os
 import re
@@ -25,6 +26,7 @@ MLFLOW_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 CHECKPOINTS_VARIABLE = "DP_SWEEPS_CHECKPOINTS_URL"
 
+_MAX_WHO = 256
 _CHECKPOINTS_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s?#\x00-\x1f\x7f]+")
 
 
@@ -138,6 +140,15 @@ class Home:
                 f"{HOME_VARIABLE}={str(self.path)!r} cannot be made: {error.strerror}; allowed is "
                 "a folder that you can write"
             ) from error
+
+
+def who() -> str:
+    """The person at the keyboard, for the journal."""
+    try:
+        name = getpass.getuser()
+    except (LookupError, OSError, ImportError):  # a user id without a name, as in some containers
+        name = f"uid {os.getuid()}"
+    return "".join(c for c in name if c.isprintable())[:_MAX_WHO]
 
 
 def _database_url(text: str) -> sqlalchemy.URL:

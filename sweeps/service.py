@@ -8,9 +8,10 @@ import dataclasses
 import datetime
 import os
 import secrets
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import accounting
@@ -42,18 +43,19 @@ from sweeps.home import (
     MLFLOW_VARIABLE,
     Home,
 )
-from sweeps.report.results import SweepResults, read_results
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
-from sweeps.spec.yaml_source import load_yaml
+from sweeps.spec.yaml_source import YamlDocument, document_of, load_yaml
 from sweeps.user_models import USER_MODELS_VARIABLE, check_model_allowed
 from trainer.data.datasets import DatasetInfo
 
 OnDecision = Callable[[Proposal], None]
+SpecSource = Path | Mapping[str, Any]
+"""A specification: a YAML file, or what one would say."""
 
 
 def make_plan(
-    spec_path: Path,
+    source: SpecSource,
     home: Home,
     on_spec: Callable[[SweepSpec], OnDecision | None] | None = None,
     *,
@@ -62,7 +64,7 @@ def make_plan(
     """Reads a specification and decides on everything in it.
 
     Args:
-        spec_path: The YAML file.
+        source: The specification.
         home: Where built-in data sets are kept.
         on_spec: Called once the specification is read; what it returns is called with every
             decision, to show progress.
@@ -72,7 +74,7 @@ def make_plan(
     Raises:
         SpecError: If the specification is not allowed; every problem names its place.
     """
-    document = load_yaml(spec_path)
+    document = load_document(source)
     spec = validate_spec(document)
     try:
         check_model_allowed(spec.model.name)
@@ -85,19 +87,28 @@ def make_plan(
         raise document.placed(error) from error
 
 
-def read_spec(spec_path: Path, home: Home) -> tuple[SweepSpec, DatasetInfo]:
+def read_spec(source: SpecSource, home: Home) -> tuple[SweepSpec, DatasetInfo]:
     """Reads a specification and finds its data set, and decides nothing.
 
     Raises:
         SpecError: If the specification is not allowed; every problem names its place.
     """
-    document = load_yaml(spec_path)
+    document = load_document(source)
     spec = validate_spec(document)
     try:
         check_model_allowed(spec.model.name)
         return spec, describe_dataset(spec, home.data_dir)
     except SpecError as error:
         raise document.placed(error) from error
+
+
+def load_document(source: SpecSource) -> YamlDocument:
+    """What a specification says, and where if that is a file.
+
+    Raises:
+        SpecError: It cannot be read.
+    """
+    return load_yaml(source) if isinstance(source, Path) else document_of(source)
 
 
 def runnable(spec: SweepSpec) -> SweepSpec:
@@ -252,17 +263,3 @@ def mlflow_environment(home: Home) -> dict[str, str]:
 def worker_resources(spec: SweepSpec) -> WorkerResources:
     """What one trial of a spec takes."""
     return WorkerResources(cpus=spec.resources.cpus_per_trial, gpus=spec.resources.gpus_per_trial)
-
-
-def results_of(store: Store, sweep_id: str | None) -> SweepResults:
-    """A sweep's results; the newest sweep's for None.
-
-    Raises:
-        StoreError: If there is no such sweep, or none at all.
-    """
-    if sweep_id is None:
-        newest = store.sweeps()
-        if not newest:
-            raise StoreError("the ledger holds no sweep yet; start one with `dp-sweeps run`")
-        sweep_id = str(newest[0].sweep_id)
-    return read_results(store, sweep_id)

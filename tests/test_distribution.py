@@ -28,6 +28,9 @@ def test_a_room_is_ours_alone(room):
     [
         ("accounting", ["jax", "ray", "mlflow", "dp_accounting"]),
         ("trainer.config", ["jax", "ray", "mlflow"]),
+        ("sweeps", ["jax", "ray", "mlflow", "pandas", "pydantic", "sqlalchemy"]),
+        # Looking at a plan or at results trains nothing, and draws nothing until it is asked to.
+        ("sweeps.client", ["jax", "mlflow", "plotly", "matplotlib"]),
         ("trainer.data.datasets", ["jax", "tensorflow_datasets"]),
         # Reading a specification and deciding on it needs no machine that could train.
         ("sweeps.admission", ["jax", "ray", "mlflow"]),

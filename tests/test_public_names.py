@@ -6,6 +6,7 @@ import pytest
 
 import accounting
 import trainer
+from sweeps import client
 from trainer.clipping import clipped_grad
 
 MECHANISM = accounting.DpSgdMechanism(noise_multiplier=1.5, sampling_prob=0.04, iterations=2250)
@@ -55,7 +56,7 @@ def test_clipped_grad_is_where_it_is_expected():
     assert next(iter(inspect.signature(clipped_grad).parameters)) == "fun"
 
 
-@pytest.mark.parametrize("room", [accounting, trainer], ids=lambda room: room.__name__)
+@pytest.mark.parametrize("room", [accounting, trainer, client], ids=lambda room: room.__name__)
 def test_every_exported_name_exists(room):
     for name in room.__all__:
         assert getattr(room, name) is not None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from accounting import NeighboringRelation, Policy, PrivacyUnit
-from sweeps.cli.options import BudgetArgument, JsonOption, parse_share, who
-from sweeps.cli.output import err, out, print_json, print_line, reckoning
+from sweeps.cli.options import BudgetArgument, JsonOption, parse_share
+from sweeps.cli.output import err, out, print_json, print_line, print_note, reckoning
 from sweeps.errors import CommandError
-from sweeps.home import Home
+from sweeps.home import Home, who
 
 if TYPE_CHECKING:
     from accounting import Budget, Ledger
@@ -78,7 +78,7 @@ def create(
 
     Example: dp-sweeps budget create scans --from specs/digits.yaml --policy open --epsilon 8
     """
-    from sweeps.cli.new_budget import BudgetOptions, create_budget
+    from sweeps.new_budget import BudgetOptions, create_budget
 
     options = BudgetOptions(
         name=name,
@@ -96,7 +96,9 @@ def create(
         rdp_order=rdp_order,
         typical=typical,
     )
-    budget = create_budget(options, Home.from_environment())
+    home = Home.from_environment()
+    with reckoning() as on_spec:
+        budget = create_budget(options, home, by=who(), tell=_tell, on_spec=on_spec)
     if as_json:
         from sweeps.report.budget_documents import budget_json
 
@@ -175,6 +177,10 @@ def show(
         print_json(status_json(status, others, room))
     else:
         out.print(BudgetView(status=status, others=others, room=room))
+
+
+def _tell(text: str) -> None:
+    print_note(text, style="yellow" if text.startswith("warning:") else "")
 
 
 def _room(

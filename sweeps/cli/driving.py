@@ -23,7 +23,6 @@ import typer
 from sweeps.cli.options import LOCAL
 from sweeps.cli.output import ExitCode, err, out, print_json, print_line, print_note
 from sweeps.database.states import SweepState, TrialState, Wish
-from sweeps.errors import SweepError
 from sweeps.home import Home
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 _LOOK_SECS = 0.5
 _PATIENCE_SECS = 5.0
-# A driver that dies on a cluster is there again by then.
-_DRIVERLESS_SECS = 60.0
 _DELIVERY_SECS = 60.0
 
 
@@ -129,31 +126,16 @@ def _start_there(
 def _watch(sweep_id: str, store: "Store") -> str:
     """Watches a sweep that is driven elsewhere to its end; gives what MLflow has yet to get."""
     from sweeps.report.live import LiveView
+    from sweeps.watching import wait_for_end
 
     with _interruptible(sweep_id, store, now=lambda: store.set_wish(sweep_id, Wish.INTERRUPT)):
         with LiveView(store, sweep_id, err):
-            _wait_for_end(sweep_id, store)
+            wait_for_end(sweep_id, store)
         with err.status("delivering to MLflow"):
             deadline = time.monotonic() + _DELIVERY_SECS
             while (left := store.outbox.count_undelivered()) and time.monotonic() < deadline:
                 time.sleep(_LOOK_SECS)
     return f"{left} messages" if left else ""
-
-
-def _wait_for_end(sweep_id: str, store: "Store") -> None:
-    seen = time.monotonic()
-    while (row := store.sweep(sweep_id)).state == SweepState.RUNNING:
-        is_driven = store.is_driven(sweep_id)
-        if is_driven:
-            seen = time.monotonic()
-        elif row.wish == Wish.INTERRUPT:
-            raise KeyboardInterrupt
-        if not is_driven and (row.reason or time.monotonic() - seen > _DRIVERLESS_SECS):
-            raise SweepError(
-                f"sweep {sweep_id}: {row.reason or 'its driver is gone, or never came'}; "
-                f"`dp-sweeps resume {sweep_id}` goes on"
-            )
-        time.sleep(_LOOK_SECS)
 
 
 def _print_detached(sweep_id: str, *, as_json: bool) -> None:
@@ -166,10 +148,10 @@ def _print_detached(sweep_id: str, *, as_json: bool) -> None:
 def _print_results(
     sweep_id: str, store: "Store", home: Home, undelivered: str, *, as_json: bool
 ) -> None:
+    from sweeps.choosing import results_of
     from sweeps.report.documents import results_json
     from sweeps.report.files import report_files
     from sweeps.report.table import results_table
-    from sweeps.service import results_of
 
     results = results_of(store, sweep_id)
     report = report_files(home, sweep_id)

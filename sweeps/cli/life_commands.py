@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,13 +17,12 @@ from sweeps.cli.options import (
     complete_trial_id,
 )
 from sweeps.cli.output import ExitCode, err, out, print_json, print_line, print_note
-from sweeps.database.states import SweepState, TrialState, Wish
-from sweeps.errors import CommandError, StoreError
+from sweeps.database.states import SweepState, Wish
+from sweeps.errors import CommandError
 from sweeps.home import Home
 
 if TYPE_CHECKING:
     from sweeps.database.readmission import Readmission
-    from sweeps.database.store import Store
 
 _WATCH_SECS = 0.5
 
@@ -89,6 +88,7 @@ def resume(
 
         dp-sweeps resume --trial 4 --iterations 400
     """
+    from sweeps.choosing import chosen_trials, sweep_id_of
     from sweeps.driver import proposals_of
     from sweeps.report.going_on import going_on_json, going_on_table
     from sweeps.spec.sweep_spec import SweepSpec
@@ -97,7 +97,7 @@ def resume(
     home = Home.from_environment()
     store = existing_store(home)
     sweep_id = sweep_id_of(store, sweep)
-    chosen = _chosen(store, sweep_id, trial or [], top, pruned)
+    chosen = chosen_trials(store, sweep_id, trial or [], top, pruned)
     if chosen is None and (iterations or dry_run):
         given = "--iterations" if iterations else "--dry-run"
         raise CommandError(f"{given}: allowed with --trial, --top or --pruned")
@@ -131,6 +131,7 @@ def status(sweep: SweepArgument = None, as_json: JsonOption = False) -> None:
 
     Example: dp-sweeps status --json
     """
+    from sweeps.choosing import sweep_id_of
     from sweeps.report.status import read_status, status_view
 
     store = existing_store(Home.from_environment())
@@ -146,6 +147,7 @@ def watch(sweep: SweepArgument = None) -> None:
 
     Example: dp-sweeps watch
     """
+    from sweeps.choosing import sweep_id_of
     from sweeps.report.live import LiveView
 
     store = existing_store(Home.from_environment())
@@ -161,8 +163,10 @@ def logs(trial: TrialArgument) -> None:
 
     Example: dp-sweeps logs digits-20250131-120000-1a2b-0004
     """
+    from sweeps.choosing import trial_row
+
     home = Home.from_environment()
-    row = _trial_row(existing_store(home), trial)
+    row = trial_row(existing_store(home), trial)
     path = home.trial_log(row.sweep_id, row.trial_id)
     if not path.exists():
         print_note(f"trial {row.trial_id} has said nothing yet; it is {row.state}")
@@ -200,72 +204,23 @@ def cancel(
     Example: dp-sweeps cancel digits-20250131-120000-1a2b-0004
     """
     from sweeps import driver
+    from sweeps.choosing import trial_row
 
     home = Home.from_environment()
     store = existing_store(home)
     if any(row.sweep_id == target for row in store.sweeps()):
         driver.cancel(target, store, home)
-    elif not store.end_trial(
-        _trial_row(store, target).trial_id, TrialState.CANCELLED, "somebody cancelled it"
-    ):
-        raise StoreError(f"trial {target}: is {_trial_row(store, target).state} already")
+    else:
+        driver.cancel_trial(trial_row(store, target).trial_id, store)
     print_line(f"{target} is cancelled")
 
 
 def _ask(sweep: str | None, wish: Wish) -> str:
     from sweeps import driver
+    from sweeps.choosing import sweep_id_of
 
     home = Home.from_environment()
     store = existing_store(home)
     sweep_id = sweep_id_of(store, sweep)
     driver.ask(sweep_id, wish, store, home)
     return sweep_id
-
-
-def sweep_id_of(store: "Store", given: str | None) -> str:
-    """The sweep that a person named, or the newest.
-
-    Raises:
-        StoreError: If there is no such sweep, or none at all.
-    """
-    if given is not None:
-        return str(store.sweep(given).sweep_id)
-    newest = store.sweeps()
-    if not newest:
-        raise StoreError("the ledger holds no sweep yet; start one with `dp-sweeps run`")
-    return str(newest[0].sweep_id)
-
-
-def _trial_row(store: "Store", trial_id: str) -> Any:
-    row = store.trial(trial_id)
-    if row is None:
-        raise StoreError(f"trial {trial_id!r}: not in the ledger; `dp-sweeps show` lists them")
-    return row
-
-
-def _chosen(
-    store: "Store", sweep_id: str, names: Sequence[str], top: int | None, pruned: bool
-) -> list[str] | None:
-    """The trials that options name; None where no option names any."""
-    if (bool(names) + (top is not None) + pruned) > 1:
-        raise CommandError("--trial, --top and --pruned: allowed is one of them")
-    if names:
-        return [_named(store, sweep_id, name) for name in names]
-    if top is None and not pruned:
-        return None
-    from sweeps.report.results import read_results
-
-    best_first = read_results(store, sweep_id).best_first
-    found = [trial.trial_id for trial in best_first if trial.state is TrialState.PRUNED]
-    if not found:
-        raise StoreError(f"sweep {sweep_id}: no trial of it was pruned")
-    return found[:top]
-
-
-def _named(store: "Store", sweep_id: str, name: str) -> str:
-    for row in store.trials(sweep_id):
-        if name in (row.trial_id, str(row.number)):
-            return str(row.trial_id)
-    raise StoreError(
-        f"--trial {name!r}: not in sweep {sweep_id}; `dp-sweeps show` lists its trials"
-    )

@@ -1,7 +1,5 @@
 """What commands share on the way in: options, tab completion, and who asks."""
 
-import getpass
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +9,6 @@ from sweeps.errors import CommandError
 from sweeps.home import Home
 
 LOCAL = "local"
-_MAX_WHO = 256
 _COMPLETED_SWEEPS = 10
 
 SpecArgument = Annotated[
@@ -93,15 +90,6 @@ BudgetOption = Annotated[
         autocompletion=complete_budget,
     ),
 ]
-
-
-def who() -> str:
-    """The person at the keyboard, for the journal."""
-    try:
-        name = getpass.getuser()
-    except (LookupError, OSError, ImportError):  # a user id without a name, as in some containers
-        name = f"uid {os.getuid()}"
-    return "".join(c for c in name if c.isprintable())[:_MAX_WHO]
 
 
 def parse_share(text: str) -> float:

@@ -132,10 +132,10 @@ def show(
 
     Example: dp-sweeps show digits-20250131-120000-1a2b
     """
+    from sweeps.choosing import results_of
     from sweeps.report.documents import results_json
     from sweeps.report.files import report_files
     from sweeps.report.table import results_table
-    from sweeps.service import results_of
 
     home = Home.from_environment()
     results = results_of(existing_store(home), sweep_id)

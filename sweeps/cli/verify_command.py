@@ -6,7 +6,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from sweeps.cli.life_commands import SweepArgument, sweep_id_of
+from sweeps.cli.life_commands import SweepArgument
 from sweeps.cli.options import JsonOption
 from sweeps.cli.output import ExitCode, out, print_json, print_line, print_note, progress
 from sweeps.home import Home
@@ -31,6 +31,7 @@ def verify(
 
     Example: dp-sweeps verify
     """
+    from sweeps.choosing import sweep_id_of
     from sweeps.database.store import Store
     from sweeps.database.tables import existing_ledger
     from sweeps.verification import verify as verify_sweep

@@ -7,8 +7,8 @@ that names the file and the place.
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from sweeps.errors import Problem, SpecError
 from trainer import yaml_text
@@ -21,13 +21,13 @@ class YamlDocument:
     """What a file said and where it said it.
 
     Attributes:
-        source: The file's name, as it was given.
+        source: The file's name, as it was given; None where there is no text, and so no place.
         data: The top-level mapping: dicts with text keys, lists, text, numbers, booleans, None.
         key_places: Where each key stands, by key path.
         value_places: Where each value begins, by key path.
     """
 
-    source: str
+    source: str | None
     data: dict[str, Any]
     key_places: Mapping[KeyPath, Place]
     value_places: Mapping[KeyPath, Place]
@@ -40,6 +40,8 @@ class YamlDocument:
             message: What is wrong and what is allowed.
             at_key: Point at the key rather than at its value.
         """
+        if self.source is None:
+            return Problem(message=message, key_path=format_key_path(path))
         place = Place(1, 1)
         if not at_key and path in self.value_places:
             place = self.value_places[path]
@@ -112,6 +114,48 @@ def parse_yaml(text: str | bytes, *, source: str) -> YamlDocument:
         SpecError: The text is not the YAML that is taken.
     """
     return _document(source, lambda: yaml_text.parse_yaml(text))
+
+
+def document_of(data: Mapping[str, Any]) -> YamlDocument:
+    """The document that a mapping would have been read from.
+
+    Raises:
+        SpecError: It holds what YAML could not have said: each place is named.
+    """
+    problems = [
+        Problem(
+            message=f"{value!r} of type {type(value).__name__} is not allowed; allowed are "
+            "mappings with text as keys, lists, text, numbers, true, false and null",
+            key_path=format_key_path(path),
+        )
+        for path, value in _foreign(data, ())
+    ]
+    if problems:
+        raise SpecError(problems)
+    return YamlDocument(source=None, data=_plain(data), key_places={}, value_places={})
+
+
+def _foreign(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """What of a value YAML could not have said, and where it is."""
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[Any, Any]", value).items():
+            if isinstance(key, str):
+                yield from _foreign(item, (*path, key))
+            else:
+                yield path, key
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(cast("Sequence[Any]", value)):
+            yield from _foreign(item, (*path, number))
+    elif type(value) not in (str, int, float, bool, type(None)):
+        yield path, value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 def _document(source: str, read: Callable[[], YamlText]) -> YamlDocument:

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sweeps.choosing import results_of
 from sweeps.database.states import SweepState, TrialState
-from sweeps.service import results_of
 from sweeps.verification import verify
 from tests.sweeps.whole_sweep import DEADLINE_SECS, store_of
 
@@ -32,16 +32,17 @@ MOST = 3  # with which successive halving has a best third
 def smaller(spec):
     """At most `MOST` trials: so many samples of what is drawn, or values of the first grid.
 
-    Of other grids one value each, and one sample of what would only repeat with other noise. One
-    trial at a time, since a worker takes longer to start than to train.
+    Of other grids one value each, and one sample of what would only repeat with other noise. What
+    is repeated comes once less than that. One trial at a time, since a worker takes longer to
+    start than to train.
     """
     grids, drawn = [], []
     for node in _domains(spec["search_space"]):
         (grids if "grid_search" in node else drawn).append(node)
     search = spec.setdefault("search", {})
     search["num_samples"] = min(search.get("num_samples", 1), MOST if drawn else 1)
-    if "n_startup_trials" in search:
-        search["n_startup_trials"] = MOST - 1
+    for name in {"n_startup_trials", "repeats"} & search.keys():
+        search[name] = min(search[name], MOST - 1)
     for number, node in enumerate(grids):
         values = node["grid_search"]
         node["grid_search"] = values[:1] if drawn or number else values[:: -(-len(values) // MOST)]

@@ -15,7 +15,7 @@ import accounting
 from accounting.ledger.records import Request
 from sweeps.cli import options
 from sweeps.database.tables import existing_ledger, open_ledger
-from sweeps.home import Home
+from sweeps.home import Home, who
 from sweeps.report.bar import SpentBar, proportions
 from sweeps.report.budget_view import BudgetList, BudgetRow, BudgetView, show_left
 from tests.sweeps.cli.spec_files import write
@@ -480,9 +480,9 @@ def test_who_asks_has_no_name(monkeypatch):
         raise KeyError("uid not found")
 
     monkeypatch.setattr(getpass, "getuser", nobody)
-    assert options.who() == f"uid {os.getuid()}"
+    assert who() == f"uid {os.getuid()}"
     monkeypatch.setattr(getpass, "getuser", lambda: "a\x1b\nb" + "c" * 300)
-    assert options.who() == ("ab" + "c" * 300)[:256]
+    assert who() == ("ab" + "c" * 300)[:256]
 
 
 def test_names_complete_themselves(command, home, monkeypatch):

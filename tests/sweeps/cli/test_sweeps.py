@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweeps.forecast import reckoning
+from sweeps.forecast.measured import Measured
 from tests.sweeps.cli.spec_files import write
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -258,18 +260,27 @@ def test_a_protected_size_is_never_looked_at(command, tmp_path):
     assert json.loads(out)["trials"][0]["config"]["sampling_prob"] == 0.032
 
 
-@pytest.mark.slow
-def test_how_long_it_takes_is_unknown_until_it_is_measured(command, home, tmp_path):
+def test_how_long_it_takes_is_unknown_until_it_is_measured(command, home, tmp_path, monkeypatch):
     path = write(tmp_path)
     code, out, _ = command("check", path)
     assert code == 0
     words = " ".join(out.split())
     assert "How long it takes is unknown, for no trial of these shapes ran yet" in words
+
+    def calibrated(plan, on_trial):
+        on_trial()
+        config = plan.admitted[0].config
+        return [
+            Measured(config=config, start_secs=5.0, step_secs=0.5, checkpoint_bytes=1, where="CPU")
+        ]
+
+    monkeypatch.setattr(reckoning, "calibrate", calibrated)
     code, out, _ = command("check", path, "--calibrate")
     assert code == 0
     words = " ".join(out.split())
-    assert "1 trial at a time (calibrated here on CPU with random data)" in words
-    assert "Checkpoints take" in words
+    assert "Takes about 0.004167 accelerator-hours and about 15 s, 1 trial at a time" in words
+    assert "(calibrated here on CPU with random data)" in words
+    assert "Checkpoints take 1 byte on disk in the end, 3 bytes meanwhile" in words
     assert not home.exists()
 
 

@@ -1,17 +1,16 @@
-"""What ``dp-sweeps budget create`` is asked to make, checked before anything is written."""
+"""A new budget as somebody asks for it, checked before anything is written."""
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from accounting import Budget, BudgetTerms, NeighboringRelation, Policy, PrivacyUnit
-from sweeps.budgets import ProtectedData, find_data, typical_order
-from sweeps.cli.options import who
-from sweeps.cli.output import print_note, reckoning
+from sweeps.budgets import OnSpec, ProtectedData, find_data, typical_order
 from sweeps.database.tables import existing_ledger, open_ledger
 from sweeps.errors import CommandError, StoreError
 from sweeps.home import Home
-from sweeps.service import read_spec
+from sweeps.service import SpecSource, read_spec
 from sweeps.spec.privacy_spec import NAME_PATTERN
 from sweeps.spec.sweep_spec import SweepSpec
 from trainer.data.datasets import DatasetInfo
@@ -21,10 +20,10 @@ _MAX_TEXT = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
-    """The options of the command, by name; None where one is not given."""
+    """What is asked for, as the options of ``dp-sweeps budget create``; None: not given."""
 
     name: str
-    spec: Path | None = None
+    spec: SpecSource | None = None
     dataset: str | None = None
     data_dir: Path | None = None
     train_split: str | None = None
@@ -36,15 +35,25 @@ class BudgetOptions:
     neighboring_relation: NeighboringRelation | None = None
     privacy_unit: PrivacyUnit | None = None
     rdp_order: float | None = None
-    typical: Path | None = None
+    typical: SpecSource | None = None
 
 
-def create_budget(options: BudgetOptions, home: Home) -> Budget:
+def create_budget(
+    options: BudgetOptions,
+    home: Home,
+    *,
+    by: str,
+    tell: Callable[[str], None],
+    on_spec: OnSpec | None = None,
+) -> Budget:
     """Makes a budget, after a warning where others protect the same data.
 
     Args:
         options: What is wanted.
         home: Where the ledger and the built-in data sets are kept.
+        by: Who makes it, for the journal.
+        tell: Called with what the person should know: such a warning, or that it is there already.
+        on_spec: As `sweeps.service.make_plan` takes it.
 
     Returns:
         The budget; the one that is there already, if its terms are the same.
@@ -61,13 +70,13 @@ def create_budget(options: BudgetOptions, home: Home) -> Budget:
             "begins with a letter or digit"
         )
     spec, found = (None, None) if options.spec is None else read_spec(options.spec, home)
-    terms = _terms(options, spec, home)
+    terms = _terms(options, spec, home, on_spec)
     data = _data(options, spec, found, home)
     budgets = _budgets(home)
     for budget in budgets:
         if budget.name == options.name:
-            return _same(budget, terms, data)
-    _warn(budgets, data)
+            return _same(budget, terms, data, tell)
+    _warn(budgets, data, tell)
     return open_ledger(home).create_budget(
         options.name,
         dataset=data.dataset,
@@ -78,11 +87,13 @@ def create_budget(options: BudgetOptions, home: Home) -> Budget:
         neighboring_relation=terms.neighboring_relation,
         privacy_unit=terms.privacy_unit,
         rdp_order=terms.rdp_order,
-        by=who(),
+        by=by,
     )
 
 
-def _terms(options: BudgetOptions, spec: SweepSpec | None, home: Home) -> BudgetTerms:
+def _terms(
+    options: BudgetOptions, spec: SweepSpec | None, home: Home, on_spec: OnSpec | None
+) -> BudgetTerms:
     """Each term as its option says, else as the specification does."""
     policy, epsilon, delta = options.policy, options.epsilon, options.delta
     relation, unit = options.neighboring_relation, options.privacy_unit
@@ -113,8 +124,7 @@ def _terms(options: BudgetOptions, spec: SweepSpec | None, home: Home) -> Budget
     )
     if options.typical is None:
         return terms
-    with reckoning() as on_spec:
-        order = typical_order(options.typical, home, terms.epsilon, terms.delta, on_spec)
+    order = typical_order(options.typical, home, terms.epsilon, terms.delta, on_spec)
     return dataclasses.replace(terms, rdp_order=order)
 
 
@@ -170,7 +180,9 @@ def _budgets(home: Home) -> list[Budget]:
         return []  # There is no ledger yet.
 
 
-def _same(budget: Budget, terms: BudgetTerms, data: ProtectedData) -> Budget:
+def _same(
+    budget: Budget, terms: BudgetTerms, data: ProtectedData, tell: Callable[[str], None]
+) -> Budget:
     """The budget that is there, if it is the one that is wanted."""
     there = (budget.terms, budget.dataset, budget.dataset_fingerprint, budget.one_off)
     if there != (terms, data.dataset, data.fingerprint, False):
@@ -178,11 +190,11 @@ def _same(budget: Budget, terms: BudgetTerms, data: ProtectedData) -> Budget:
             f"budget {budget.name!r}: exists already, with other terms (`dp-sweeps budget show "
             f"{budget.name}`), and terms never change; allowed: another name"
         )
-    print_note(f"{budget.name} exists already, with these terms")
+    tell(f"{budget.name} exists already, with these terms")
     return budget
 
 
-def _warn(budgets: list[Budget], data: ProtectedData) -> None:
+def _warn(budgets: list[Budget], data: ProtectedData, tell: Callable[[str], None]) -> None:
     others = [
         f"{other.name} ({other.terms.policy}, epsilon {other.terms.epsilon:g})"
         for other in budgets
@@ -191,8 +203,7 @@ def _warn(budgets: list[Budget], data: ProtectedData) -> None:
         and not other.one_off
     ]
     if others:
-        print_note(
+        tell(
             f"warning: the same data is protected by {', '.join(others)}; guarantees add up for "
-            "whoever sees results of both",
-            style="yellow",
+            "whoever sees results of both"
         )
