@@ -54,6 +54,11 @@ class TrialRun:
         self._sweep_id, self._branch_id = "", ""
         self._has_begun = False
         self._looked_at = 0.0
+        self._last_step = 0
+        # The checkpoint of that step, until it is recorded with the report of it.
+        self._last_checkpoint: str | None = None
+        # What the trial's own end made superfluous; None as long as it has not ended here.
+        self._superseded: Sequence[str] | None = None
         self._log: LogFile | None = None
         self._is_down = False
 
@@ -100,7 +105,11 @@ class TrialRun:
         if self._attempt is None:
             return
         try:
-            self._remove(self._ask(lambda: self._attempts.forget_old_checkpoints(self._held)))
+            if self._superseded is None:
+                self._superseded = self._ask(
+                    lambda: self._attempts.forget_old_checkpoints(self._held)
+                )
+            self._remove(self._superseded)
         except (FencedError, DatabaseError) as error:
             _LOG.info("%s", error)
 
@@ -172,7 +181,8 @@ class TrialRun:
                 raise CheckpointError("the checkpoint to fork from is gone or damaged")
         for reason in own.passed_over:
             _LOG.warning("%s", reason)
-        self._sweep_id = given.sweep_id
+        self._sweep_id, self._last_step = given.sweep_id, given.config.iterations
+        self._looked_at = time.monotonic()
         directory = self._home.checkpoint_dir(given.sweep_id, self._trial_id)
         return trial_reports(
             given.config,
@@ -195,6 +205,9 @@ class TrialRun:
 
     def _checkpoint(self, step: int, path: Path) -> None:
         location = self._places.put(path, self._sweep_id, self._trial_id, self._held.number)
+        if step == self._last_step:
+            self._last_checkpoint = location
+            return
         try:
             old = self._ask(lambda: self._attempts.checkpoint(self._held, step, location))
         except FencedError:  # nobody will ever know of it
@@ -221,11 +234,21 @@ class TrialRun:
         elif report.outcome == "diverged":
             end = TrialState.DIVERGED
             reason = f"the parameters were no longer finite at step {report.step}"
-        return self._ask(
+        # Fenced may also be who has recorded it and lost the answer: so it stays where it is.
+        last, self._last_checkpoint = self._last_checkpoint, None
+        told = self._ask(
             lambda: self._attempts.report(
-                self._held, self._branch_id, report.step, metrics, end=end, reason=reason
+                self._held,
+                self._branch_id,
+                report.step,
+                metrics,
+                end=end,
+                reason=reason,
+                checkpoint=last,
             )
         )
+        self._superseded = None if end is None else told.superseded
+        return told.wish
 
     def _fail(self, error: Exception) -> None:
         _LOG.error("trial %s failed", self._trial_id, exc_info=error)

@@ -54,7 +54,8 @@ def resume(
         list[str] | None,
         typer.Option(
             "--trial",
-            help="Go on with a trial that has ended, by its id or its number; may be repeated.",
+            help="Go on with a trial that has ended or waits at a rung, by its id or its number; "
+            "may be repeated.",
             autocompletion=complete_trial_id,
         ),
     ] = None,
@@ -90,6 +91,7 @@ def resume(
     """
     from sweeps.choosing import chosen_trials, sweep_id_of
     from sweeps.driver import proposals_of
+    from sweeps.driver import is_anything_left
     from sweeps.report.going_on import going_on_json, going_on_table
     from sweeps.spec.sweep_spec import SweepSpec
 
@@ -115,12 +117,7 @@ def resume(
         print_note(f"its driver takes it from here; `dp-sweeps watch {sweep_id}` shows it")
         return
     spec = SweepSpec.model_validate(store.sweep(sweep_id).spec)
-    proposals = proposals_of(spec, sweep_id, store, home)
-    waiting = store.rungs.waiting(sweep_id)
-    more = (
-        store.runnable(sweep_id) or waiting or (proposals is not None and proposals.end() is None)
-    )
-    where = address if more else None
+    where = address if is_anything_left(spec, sweep_id, store, home) else None
     if where is None:
         print_note("nothing is left to run; `--pruned` goes on with trials that were pruned")
     drive_here(lambda: sweep_id, spec, store, home, where, as_json=as_json, detach=detach)

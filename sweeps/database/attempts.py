@@ -10,7 +10,7 @@ import dataclasses
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -19,13 +19,12 @@ from accounting import BudgetExceeded, Ledger, Mechanism, Reservation
 from accounting.ledger.lookup import find_reservation
 from accounting.ledger.transaction import LedgerTransaction
 from accounting.mechanism import composed
-from sweeps.database import rows
+from sweeps.database import checkpoint_rows, rows
 from sweeps.database.states import AttemptEnd, TrialState, Wish
 from sweeps.database.tables import (
     attempts,
     branches,
     budgeting,
-    checkpoints,
     finite_or_none,
     reading,
     reports,
@@ -39,8 +38,35 @@ from trainer.mechanism.branch import Branch
 
 MAX_LOST = 5
 """So many workers in a row may die over a trial that gets no further."""
-KEPT_CHECKPOINTS = 2
-"""Of a trial that runs: the last one may turn out damaged. Of one that has ended, one is kept."""
+
+# Built once: building a statement takes as long as running it.
+_WISH = sa.select(sweeps.c.wish).where(sweeps.c.sweep_id == sa.bindparam("sweep"))
+_TRIAL = sa.select(trials).where(trials.c.trial_id == sa.bindparam("id"))
+_NEW_ATTEMPT = attempts.insert()
+_HISTORY = (
+    sa.select(attempts.c.number, attempts.c.end, attempts.c.charged_before)
+    .where(attempts.c.trial_id == sa.bindparam("id"))
+    .order_by(attempts.c.number.desc())
+)
+_BRANCHES = (
+    sa.select(branches)
+    .where(branches.c.trial_id == sa.bindparam("id"))
+    .order_by(branches.c.number)
+)
+_NEW_BRANCH = branches.insert()
+_CHARGED_BRANCH = (
+    branches.update()
+    .where(branches.c.trial_id == sa.bindparam("id"), branches.c.number == sa.bindparam("which"))
+    .values(charged_step=sa.bindparam("to_step"))
+)
+_REPORT = sa.select(reports.c.step).where(
+    reports.c.trial_id == sa.bindparam("trial_id"),
+    reports.c.step == sa.bindparam("step"),
+    reports.c.branch == sa.bindparam("branch"),
+)
+_LAST_REPORTED = sa.select(sa.func.max(reports.c.step)).where(
+    reports.c.trial_id == sa.bindparam("id")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +106,19 @@ class Assignment:
     spent_before: Sequence[Mechanism] = ()
 
 
+class Reported(NamedTuple):
+    """What a worker hears when it has reported.
+
+    Attributes:
+        wish: What is asked of the trial's sweep.
+        superseded: Locations of checkpoints that are no longer needed now that the trial has
+            ended, for the worker to remove.
+    """
+
+    wish: Wish
+    superseded: Sequence[str]
+
+
 class Attempts:
     """A worker's side of the database.
 
@@ -101,25 +140,18 @@ class Attempts:
             StoreError: If there is no such trial, or nothing of it may run.
         """
         with reading(self._engine) as connection:
-            trial = connection.execute(
-                sa.select(trials).where(trials.c.trial_id == trial_id)
-            ).one_or_none()
+            trial = connection.execute(_TRIAL, {"id": trial_id}).one_or_none()
             if trial is None or trial.trial_config is None:
                 raise StoreError(f"trial {trial_id!r}: not in the ledger, or not one that may run")
-            facts = connection.scalars(
-                sa.select(branches.c.facts)
-                .where(branches.c.trial_id == trial_id)
-                .order_by(branches.c.number)
-            ).all()
-            reported = connection.scalar(
-                sa.select(sa.func.max(reports.c.step)).where(reports.c.trial_id == trial_id)
-            )
+            facts = [row.facts for row in connection.execute(_BRANCHES, {"id": trial_id})]
+            reported = connection.scalar(_LAST_REPORTED, {"id": trial_id}) or 0
             # One further on would leave the report between unsaid.
-            own = _locations(connection, trial_id, checkpoints.c.step <= (reported or 0))
+            found = checkpoint_rows.newest_first(connection, trial_id)
+            own = tuple(row.location for row in found if row.step <= reported)
             parent: Sequence[str] | None = None
             if trial.parent_trial_id is not None:
-                at_fork = checkpoints.c.step == trial.parent_step
-                parent = _locations(connection, trial.parent_trial_id, at_fork)
+                found = checkpoint_rows.newest_first(connection, trial.parent_trial_id)
+                parent = tuple(row.location for row in found if row.step == trial.parent_step)
         config = TrialConfig.from_json(trial.trial_config)
         if trial.microbatch_size is not None:
             clipping = dataclasses.replace(config.clipping, microbatch_size=trial.microbatch_size)
@@ -168,16 +200,15 @@ class Attempts:
                 rows.set_aside(connection, trial_id, rung)  # who was to do so died
             elif lost < MAX_LOST:
                 rows.end_attempt(connection, trial_id, AttemptEnd.LOST)
-                connection.execute(
-                    attempts.insert().values(
-                        attempt_id=attempt_id,
-                        trial_id=trial_id,
-                        number=number + 1,
-                        worker=worker,
-                        started_at=time.time(),
-                        charged_before=trial.charged_iterations,
-                    )
-                )
+                new = {
+                    "attempt_id": attempt_id,
+                    "trial_id": trial_id,
+                    "number": number + 1,
+                    "worker": worker,
+                    "started_at": time.time(),
+                    "charged_before": trial.charged_iterations,
+                }
+                connection.execute(_NEW_ATTEMPT, new)
                 rows.set_trial(connection, trial_id, state=TrialState.RUNNING)
             else:
                 reason = f"{lost} workers died over it without getting any further"
@@ -218,10 +249,12 @@ class Attempts:
         with budgeting(self._ledger) as transaction:
             connection = transaction.connection
             trial = _fenced(connection, attempt)
-            config = trial.trial_config and TrialConfig.from_json(trial.trial_config)
-            bands = config.mechanism.bands if config else 1
             known = _branches(connection, attempt.trial_id)
             mine = known.pop(branch.branch_id, None)
+            config = None
+            if (known or mine is None) and trial.trial_config is not None:
+                config = TrialConfig.from_json(trial.trial_config)
+            bands = config.mechanism.bands if config else 1
             reached = branch.start_step if mine is None else mine.charged_step
             others = sum(
                 _whole(row.charged_step - row.start_step, bands) for row in known.values()
@@ -290,11 +323,12 @@ class Attempts:
         *,
         end: TrialState | None = None,
         reason: str = "",
-    ) -> Wish:
+        checkpoint: str | None = None,
+    ) -> Reported:
         """Records what a charged step may show, and tells MLflow. Idempotent.
 
-        The last report and the trial's end are one transaction: a trial that has ended has said
-        how.
+        The last report, its checkpoint and the trial's end are one transaction: a trial that has
+        ended has said how, and what it has learnt is kept.
 
         Args:
             attempt: The attempt.
@@ -304,9 +338,8 @@ class Attempts:
                 ones are kept as NULL.
             end: The state in which the trial ends with this report; None if it goes on.
             reason: Why it ends.
-
-        Returns:
-            What is asked of the trial's sweep.
+            checkpoint: Where a whole checkpoint of this step lies that is not recorded yet; it
+                could not be resumed from before the report was there.
 
         Raises:
             FencedError: As in `charge`.
@@ -325,20 +358,23 @@ class Attempts:
                     f"{charged}: nothing leaves before it is charged"
                 )
             key = {"trial_id": attempt.trial_id, "step": step, "branch": branch.number}
-            if not connection.execute(sa.select(reports).filter_by(**key)).one_or_none():
-                connection.execute(
-                    reports.insert().values(
-                        **key,
-                        reported_at=time.time(),
-                        charged_iterations=trial.charged_iterations,
-                        **values,
-                    )
+            if connection.execute(_REPORT, key).one_or_none() is None:
+                new = reports.insert().values(  # of any other name than a column's it complains
+                    **key,
+                    reported_at=time.time(),
+                    charged_iterations=trial.charged_iterations,
+                    **values,
                 )
+                connection.execute(new)
                 told = {"step": step, "metrics": values}
                 rows.tell(connection, trial.sweep_id, attempt.trial_id, "metrics", told)
+            if checkpoint is not None:
+                checkpoint_rows.add(connection, attempt.trial_id, step, attempt.number, checkpoint)
+            superseded: Sequence[str] = ()
             if end is not None:
                 rows.end_trial(transaction, trial, end, reason)
-        return wish
+                superseded = checkpoint_rows.forget_old(connection, attempt.trial_id, end)
+        return Reported(wish, superseded)
 
     def checkpoint(self, attempt: Attempt, step: int, location: str) -> list[str]:
         """Records a checkpoint that is whole; also just after its trial has ended.
@@ -351,15 +387,11 @@ class Attempts:
         """
         with writing(self._engine) as connection:
             trial = _fenced(connection, attempt, ended=True)
-            key = {"trial_id": attempt.trial_id, "step": step, "attempt": attempt.number}
-            if not connection.execute(sa.select(checkpoints).filter_by(**key)).one_or_none():
-                connection.execute(
-                    checkpoints.insert().values(**key, location=location, written_at=time.time())
-                )
-            return _forget_old(connection, trial)
+            checkpoint_rows.add(connection, attempt.trial_id, step, attempt.number, location)
+            return checkpoint_rows.forget_old(connection, attempt.trial_id, trial.state)
 
     def forget_old_checkpoints(self, attempt: Attempt) -> list[str]:
-        """Forgets the checkpoints that a trial no longer needs now that it has ended.
+        """Forgets the checkpoints that a trial no longer needs once somebody else has ended it.
 
         Returns:
             Their locations, for the caller to remove.
@@ -368,7 +400,8 @@ class Attempts:
             FencedError: If the attempt is not the trial's newest.
         """
         with writing(self._engine) as connection:
-            return _forget_old(connection, _fenced(connection, attempt, ended=True))
+            trial = _fenced(connection, attempt, ended=True)
+            return checkpoint_rows.forget_old(connection, attempt.trial_id, trial.state)
 
     def fail(self, attempt: Attempt, reason: str) -> None:
         """Ends a trial as FAILED from its own worker.
@@ -404,9 +437,7 @@ class Attempts:
     def is_to_wait(self, attempt: Attempt) -> bool:
         """Whether the scheduler has decided that the trial waits at a rung."""
         with reading(self._engine) as connection:
-            trial = connection.execute(
-                sa.select(trials).where(trials.c.trial_id == attempt.trial_id)
-            ).one()
+            trial = connection.execute(_TRIAL, {"id": attempt.trial_id}).one()
             return rows.waiting_rung(connection, trial) is not None
 
     def wait(self, attempt: Attempt) -> None:
@@ -485,14 +516,11 @@ def _fenced(connection: sa.Connection, attempt: Attempt, *, ended: bool = False)
 
 
 def _wish(connection: sa.Connection, sweep_id: str) -> Wish:
-    found = connection.scalar(sa.select(sweeps.c.wish).where(sweeps.c.sweep_id == sweep_id))
-    return Wish(found or "")
+    return Wish(connection.scalar(_WISH, {"sweep": sweep_id}) or "")
 
 
 def _branches(connection: sa.Connection, trial_id: str) -> dict[str, sa.Row[Any]]:
-    found = connection.execute(
-        sa.select(branches).where(branches.c.trial_id == trial_id).order_by(branches.c.number)
-    )
+    found = connection.execute(_BRANCHES, {"id": trial_id})
     return {row.branch_id: row for row in found}
 
 
@@ -505,22 +533,18 @@ def _set_branch(
     charged_step: int,
 ) -> None:
     if mine is None:
-        connection.execute(
-            branches.insert().values(
-                trial_id=trial_id,
-                number=number,
-                branch_id=branch.branch_id,
-                start_step=branch.start_step,
-                charged_step=charged_step,
-                facts=branch.to_json(),
-            )
-        )
+        new = {
+            "trial_id": trial_id,
+            "number": number,
+            "branch_id": branch.branch_id,
+            "start_step": branch.start_step,
+            "charged_step": charged_step,
+            "facts": branch.to_json(),
+        }
+        connection.execute(_NEW_BRANCH, new)
     elif charged_step > mine.charged_step:
-        connection.execute(
-            branches.update()
-            .where(branches.c.trial_id == trial_id, branches.c.number == mine.number)
-            .values(charged_step=charged_step)
-        )
+        which = {"id": trial_id, "which": mine.number}
+        connection.execute(_CHARGED_BRANCH, {**which, "to_step": charged_step})
 
 
 def _whole(steps: int, bands: int) -> int:
@@ -534,52 +558,10 @@ def _history(connection: sa.Connection, trial: sa.Row[Any]) -> tuple[int, int]:
     One that has not ended is lost, too, where another begins. What was before the trial ended and
     somebody readmitted it does not count.
     """
-    found = connection.execute(
-        sa.select(attempts.c.number, attempts.c.end, attempts.c.charged_before)
-        .where(attempts.c.trial_id == trial.trial_id)
-        .order_by(attempts.c.number.desc())
-    ).all()
+    found = connection.execute(_HISTORY, {"id": trial.trial_id}).all()
     lost = 0
     for row in found:
         if row.end == AttemptEnd.ENDED or row.charged_before != trial.charged_iterations:
             break
         lost += row.end in (None, AttemptEnd.LOST)
     return (found[0].number if found else 0), lost
-
-
-def _locations(
-    connection: sa.Connection, trial_id: str, which: sa.ColumnElement[bool]
-) -> tuple[str, ...]:
-    """Where some of a trial's checkpoints lie, newest first."""
-    query = sa.select(checkpoints.c.location).where(checkpoints.c.trial_id == trial_id, which)
-    return tuple(
-        connection.scalars(query.order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc()))
-    )
-
-
-def _forget_old(connection: sa.Connection, trial: sa.Row[Any]) -> list[str]:
-    """Removes all but the newest checkpoints from the rows, but those that a fork began with."""
-    trial_id = trial.trial_id
-    keep = 1 if TrialState(trial.state).is_finished else KEPT_CHECKPOINTS
-    found = connection.execute(
-        sa.select(checkpoints)
-        .where(checkpoints.c.trial_id == trial_id)
-        .order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc())
-    ).all()
-    if len(found) <= keep:
-        return []  # to look for forks takes as long as there are trials
-    needed = set(
-        connection.scalars(
-            sa.select(trials.c.parent_step).where(trials.c.parent_trial_id == trial_id)
-        )
-    )
-    old = [row for row in found[keep:] if row.step not in needed]
-    for row in old:
-        connection.execute(
-            checkpoints.delete().where(
-                checkpoints.c.trial_id == trial_id,
-                checkpoints.c.step == row.step,
-                checkpoints.c.attempt == row.attempt,
-            )
-        )
-    return [row.location for row in old]

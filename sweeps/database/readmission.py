@@ -1,6 +1,7 @@
-"""A trial that had ended and is to go on, as a budget decides on it.
+"""A trial that had ended, or waits, and is to go on, as a budget decides on it.
 
-What it had not run is reserved again, and what is added to it too; what it has cost is paid.
+What it had not run is reserved again, and what is added to it too; what it has cost is paid. One
+that waits, at a rung say, has kept what is reserved for it, and needs no decision but for more.
 """
 
 import dataclasses
@@ -14,6 +15,9 @@ from sweeps.database.states import TrialState
 from sweeps.errors import StoreError
 from trainer.config import TrialConfig
 from trainer.errors import ConfigError
+
+_S = TrialState
+_MAY_GO_ON = {_S.PRUNED, _S.PAUSED, _S.CANCELLED, _S.FAILED, _S.COMPLETED}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,10 +68,10 @@ def readmit(transaction: LedgerTransaction, trial_id: str, end: int | None) -> R
     connection = transaction.connection
     trial = rows.locked_trial(connection, trial_id)
     state = TrialState(trial.state)
-    if not state.may_become(TrialState.ADMITTED) or trial.trial_config is None:
+    if state not in _MAY_GO_ON or trial.trial_config is None:
         raise StoreError(
-            f"trial {trial_id}: is {state}; allowed to go on are PRUNED, CANCELLED, FAILED and "
-            "COMPLETED ones"
+            f"trial {trial_id}: is {state}; allowed to go on are PRUNED, PAUSED, CANCELLED, "
+            "FAILED and COMPLETED ones"
         )
     config = TrialConfig.from_json(trial.trial_config)
     step = furthest_step(connection, trial)
@@ -90,27 +94,28 @@ def readmit(transaction: LedgerTransaction, trial_id: str, end: int | None) -> R
     wanted = trial.charged_iterations + new_iterations
     before = find_reservation(connection, trial_id)
     assert before is not None  # it is written with the trial
-    after = None
+    after, answer = None, None
     refusal = rows.beyond_limit(connection, trial, before, wanted)
     if not refusal:
         answer = transaction.extend(trial_id, wanted)
-        if isinstance(answer, BudgetExceeded):
-            refusal = str(answer)
-        else:
-            after = planned_epsilon(answer, config)
-    if not refusal:
+    if isinstance(answer, BudgetExceeded):
+        refusal = str(answer)
+    elif answer is not None:
+        after = planned_epsilon(answer, config)
+        waits = state is TrialState.PAUSED  # so MLflow has not heard of an end
         rows.set_trial(
             connection,
             trial_id,
-            state=TrialState.ADMITTED,
+            state=state if waits else TrialState.ADMITTED,
             reason="",
             exempt=True,
             trial_config=config.to_json(),
             config={**trial.config, "iterations": iterations},
-            planned_iterations=wanted,
+            planned_iterations=answer.reserved,
             planned_epsilon=after,
         )
-        rows.tell(connection, trial.sweep_id, trial_id, "trial_resume", {})
+        if not waits:
+            rows.tell(connection, trial.sweep_id, trial_id, "trial_resume", {})
     return Readmission(
         trial_id=trial_id,
         sweep_id=trial.sweep_id,

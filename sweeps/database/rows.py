@@ -3,6 +3,7 @@
 Every function here runs within somebody's transaction.
 """
 
+import functools
 import secrets
 import time
 from collections.abc import Mapping
@@ -17,6 +18,24 @@ from sweeps.database.states import AttemptEnd, SweepState, TrialState
 from sweeps.database.tables import attempts, outbox, rungs, sweeps, trials
 from sweeps.errors import FencedError, StoreError
 from sweeps.limits import check_limit
+
+# Built once: building a statement takes as long as running it.
+_TRIAL = sa.select(trials).where(trials.c.trial_id == sa.bindparam("id")).with_for_update()
+_NEWEST_ATTEMPT = (
+    sa.select(attempts)
+    .where(attempts.c.trial_id == sa.bindparam("id"))
+    .order_by(attempts.c.number.desc())
+    .limit(1)
+)
+_WAITING_RUNG = sa.select(rungs.c.rung).where(
+    rungs.c.trial_id == sa.bindparam("id"), rungs.c.goes_on.is_(False)
+)
+_ENDED_ATTEMPT = (
+    attempts.update()
+    .where(attempts.c.trial_id == sa.bindparam("id"), attempts.c.ended_at.is_(None))
+    .values(ended_at=sa.bindparam("at"), end=sa.bindparam("how"))
+)
+_MESSAGE = outbox.insert()
 
 
 def sweep_row(connection: sa.Connection, sweep_id: str) -> sa.Row[Any]:
@@ -48,9 +67,7 @@ def locked_trial(connection: sa.Connection, trial_id: str) -> sa.Row[Any]:
     Raises:
         StoreError: If there is no such trial.
     """
-    row = connection.execute(
-        sa.select(trials).where(trials.c.trial_id == trial_id).with_for_update()
-    ).one_or_none()
+    row = connection.execute(_TRIAL, {"id": trial_id}).one_or_none()
     if row is None:
         raise StoreError(f"trial {trial_id!r}: not in the ledger")
     return row
@@ -58,12 +75,7 @@ def locked_trial(connection: sa.Connection, trial_id: str) -> sa.Row[Any]:
 
 def newest_attempt(connection: sa.Connection, trial_id: str) -> sa.Row[Any] | None:
     """The row of a trial's newest attempt, or None before the first."""
-    return connection.execute(
-        sa.select(attempts)
-        .where(attempts.c.trial_id == trial_id)
-        .order_by(attempts.c.number.desc())
-        .limit(1)
-    ).one_or_none()
+    return connection.execute(_NEWEST_ATTEMPT, {"id": trial_id}).one_or_none()
 
 
 def fenced_trial(
@@ -137,11 +149,7 @@ def waiting_rung(connection: sa.Connection, trial: sa.Row[Any]) -> int | None:
     """The rung at which a trial waits, or is to wait, until it may go on; None if it does not."""
     if trial.exempt or trial.state not in (TrialState.RUNNING, TrialState.PAUSED):
         return None
-    return connection.scalar(
-        sa.select(rungs.c.rung).where(
-            rungs.c.trial_id == trial.trial_id, rungs.c.goes_on.is_(False)
-        )
-    )
+    return connection.scalar(_WAITING_RUNG, {"id": trial.trial_id})
 
 
 def waiting(query: sa.Select[Any], sweep_id: str) -> sa.Select[Any]:
@@ -173,16 +181,23 @@ def let_go_on(connection: sa.Connection, trial_id: str) -> None:
 
 def set_trial(connection: sa.Connection, trial_id: str, **values: Any) -> None:
     """Changes columns of a trial."""
-    connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(**values))
+    new = {f"to_{name}": value for name, value in values.items()}
+    connection.execute(_changed_trial(*values), {"id": trial_id, **new})
+
+
+@functools.cache
+def _changed_trial(*columns: str) -> sa.Update:
+    # Of any other name than a column's it complains, as it would not of a parameter.
+    return (
+        trials.update()
+        .where(trials.c.trial_id == sa.bindparam("id"))
+        .values({name: sa.bindparam(f"to_{name}") for name in columns})
+    )
 
 
 def end_attempt(connection: sa.Connection, trial_id: str, end: AttemptEnd) -> None:
     """Ends whatever attempt at a trial has not ended."""
-    connection.execute(
-        attempts.update()
-        .where(attempts.c.trial_id == trial_id, attempts.c.ended_at.is_(None))
-        .values(ended_at=time.time(), end=end)
-    )
+    connection.execute(_ENDED_ATTEMPT, {"id": trial_id, "at": time.time(), "how": end})
 
 
 def end_trial(
@@ -211,12 +226,11 @@ def tell(
     payload: Mapping[str, Any],
 ) -> None:
     """Leaves a message for MLflow; with None for a trial, about the sweep itself."""
-    connection.execute(
-        outbox.insert().values(
-            sweep_id=sweep_id,
-            trial_id=trial_id,
-            kind=kind,
-            payload=dict(payload),
-            created_at=time.time(),
-        )
-    )
+    message = {
+        "sweep_id": sweep_id,
+        "trial_id": trial_id,
+        "kind": kind,
+        "payload": dict(payload),
+        "created_at": time.time(),
+    }
+    connection.execute(_MESSAGE, message)

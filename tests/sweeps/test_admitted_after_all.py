@@ -1,6 +1,7 @@
 """Trials that the budget refused run once others have given steps back: which, when, how many."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,21 @@ def test_those_that_wait_at_rungs_make_room_when_nothing_else_does(tmp_path: Pat
     pruned = [row for row in store.trials(SWEEP) if row.state == TrialState.PRUNED]
     assert pruned
     assert all("was never among the best" in row.reason for row in pruned)
+    assert store.ledger.verify().ok
+    store.ledger.close()
+
+
+@pytest.mark.parametrize("crash_at", [(), range(2, 1000, 3)])
+def test_brackets_are_halved_without_those_that_come_later(
+    tmp_path: Path, crash_at: Sequence[int]
+) -> None:
+    sweep = a_virtual_sweep(tmp_path, 4)
+    sweep.scheduler = {"name": "hyperband", "grace_period": EVERY, "reduction_factor": FACTOR}
+    events = sweep.run(crash_at)
+    assert len({event.number for event in events}) > 4
+    store = open_store(sweep.home)
+    assert not store.rungs.waiting(SWEEP)
+    assert store.refused.fitting(SWEEP) is None
     assert store.ledger.verify().ok
     store.ledger.close()
 

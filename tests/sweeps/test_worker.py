@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import sqlalchemy as sa
 
 import trainer.loop
 from sweeps import worker
-from sweeps.database.attempts import Attempt, Attempts
+from sweeps.database.attempts import Attempts
 from sweeps.database.states import Wish
 from sweeps.database.store import Store, open_store
 from sweeps.database.tables import checkpoints, reading, writing
@@ -117,23 +118,72 @@ def assert_ended_alike(ours: Place, theirs: Place) -> None:
     assert [row[0] for row in ours.rows(shown)] == list(range(EVERY, STEPS + 1, EVERY))
 
 
-def test_a_trial_that_has_ended_is_put_down_once(
+def writes_of(store: Store, run: Callable[[], object]) -> int:
+    """How many transactions that write something takes."""
+    engine, statements = store.ledger.engine, list[str]()
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    run()
+    sa.event.remove(engine, "before_cursor_execute", note)
+    return statements.count("BEGIN IMMEDIATE")
+
+
+def test_a_trial_that_has_ended_is_put_down_with_its_last_report(place: Place) -> None:
+    reports = STEPS // EVERY
+    # It is begun; each step that is shown is charged and reported, each but the last recorded.
+    assert writes_of(place.store, place.run_on) == 1 + 3 * reports - 1
+    assert place.checkpoint_steps() == [STEPS]
+    assert [path.name for path in places_of(place)] == [f"step-{STEPS:08d}-attempt-0001"]
+    assert place.trial.state == "COMPLETED"
+
+
+def places_of(place: Place) -> list[Path]:
+    """The checkpoints of the trial on the disk."""
+    return sorted(place.home.checkpoint_dir(SWEEP, TRIAL).glob("step-*"))
+
+
+def test_a_last_checkpoint_whose_report_was_cut_off_is_none(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
-    forget = Attempts.forget_old_checkpoints
+    report = Attempts.report
 
-    def count(self: Attempts, attempt: Attempt) -> list[str]:
-        asked.append(attempt.trial_id)
-        return forget(self, attempt)
+    def dies(self: Attempts, *args: Any, **more: Any) -> Any:
+        if more["end"] is not None:
+            raise KeyboardInterrupt
+        return report(self, *args, **more)
 
-    monkeypatch.setattr(Attempts, "forget_old_checkpoints", count)
-    with TrialRun(place.store, place.home, TRIAL) as run:
-        steps = [report.step for report in iter(run.next_report, None)]
-    assert steps[-1] == STEPS
-    assert asked == [TRIAL]
-    assert place.checkpoint_steps() == [STEPS]
-    assert place.trial.state == "COMPLETED"
+    with monkeypatch.context() as patched:
+        patched.setattr(Attempts, "report", dies)
+        with pytest.raises(KeyboardInterrupt):
+            place.run_on()
+    assert (place.trial.state, place.checkpoint_steps()) == ("RUNNING", [4, 8])
+    assert len(place.store.attempts.assignment(TRIAL).checkpoints) == 2
+    assert place.run_on() == [STEPS]
+    assert (place.trial.state, place.checkpoint_steps()) == ("COMPLETED", [STEPS])
+    assert place.store.ledger.reservation(TRIAL).charged == place.trial.charged_iterations
+    assert place.store.ledger.verify().ok
+
+
+def test_an_answer_that_is_lost_loses_no_model(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, lost = Attempts.report, list[int]()
+
+    def loses_the_answer(self: Attempts, *args: Any, **more: Any) -> Any:
+        told = report(self, *args, **more)
+        if more["end"] is not None:
+            lost.append(1)
+            raise DatabaseError("the connection is gone")
+        return told
+
+    monkeypatch.setattr(Attempts, "report", loses_the_answer)
+    place.run_on()
+    assert lost == [1], "asked again, it is told that the trial has ended"
+    assert (place.trial.state, place.checkpoint_steps()) == ("COMPLETED", [STEPS])
+    assert last_checkpoint(place.store)
 
 
 def child(place: Place, how: str, step: int) -> "subprocess.Popen[str]":
@@ -249,7 +299,7 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(
     seen = absent(place.store, 2, monkeypatch)
     assert place.run_on() == [4, 8, 12]
     assert {name: seen.count(name) for name in seen} == {
-        "begin": 2, "assignment": 2, "charge": 6, "report": 6, "checkpoint": 6,
+        "begin": 2, "assignment": 2, "charge": 6, "report": 6, "checkpoint": 4,
     }  # fmt: skip
     assert (place.trial.state, place.trial.charged_iterations) == ("COMPLETED", STEPS)
     assert place.ends() == ["ended"]

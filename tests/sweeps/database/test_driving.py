@@ -157,10 +157,10 @@ def test_trials_that_share_programs_start_one_after_the_other(empty_store: Store
 def test_a_wish_is_heard_by_who_runs_and_by_who_would_begin(store: Store, wish: Wish) -> None:
     attempt = store.attempts.begin(TRIAL)
     store.attempts.charge(attempt, FIRST, 20)
-    assert store.attempts.report(attempt, FIRST.branch_id, 10, METRICS) is Wish.NONE
+    assert store.attempts.report(attempt, FIRST.branch_id, 10, METRICS).wish is Wish.NONE
     store.set_wish("s-1", wish)
     assert store.wish("s-1") is wish
-    assert store.attempts.report(attempt, FIRST.branch_id, 20, METRICS) is wish
+    assert store.attempts.report(attempt, FIRST.branch_id, 20, METRICS).wish is wish
     with pytest.raises(HaltedError, match=f"asked to {wish}"):
         store.attempts.begin(OTHER)
     assert state_of(store, OTHER) == "ADMITTED"

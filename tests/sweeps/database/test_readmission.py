@@ -202,7 +202,7 @@ def _running(store: Store) -> None:
 @pytest.mark.parametrize(
     ("before", "iterations", "message"),
     [
-        (_running, None, "is RUNNING; allowed to go on are PRUNED, CANCELLED, FAILED and"),
+        (_running, None, "is RUNNING; allowed to go on are PRUNED, PAUSED, CANCELLED, FAILED and"),
         (lambda store: None, None, "is ADMITTED; allowed"),
         (lambda store: end(store, TrialState.DIVERGED, 40), None, "is DIVERGED; allowed"),
         (lambda store: end(store, TrialState.COMPLETED, PLAN), None, "has taken 100 steps"),

@@ -386,6 +386,40 @@ def test_a_utility_that_is_not_finite_is_never_promoted(store: Store) -> None:
     assert store.rungs.promotable("s-1", lambda utilities: range(len(utilities))) == OTHER
 
 
+@pytest.mark.parametrize(("more", "reserved"), [(None, PLAN), (50, PLAN), (PLAN + 20, PLAN + 20)])
+def test_one_that_waits_goes_on_at_a_persons_word(
+    roomy: Store, more: int | None, reserved: int
+) -> None:
+    store = roomy
+    for trial_id, accuracy in ((TRIAL, 0.5), (OTHER, 0.6)):
+        run_to(store, 10, trial_id, accuracy=accuracy)
+        store.rungs.decide(trial_id, RUNGS, lambda *_: False, may_wait=True)
+        store.rungs.set_aside(trial_id)
+    assert waiting(store) == [TRIAL, OTHER]
+    (said,) = store.readmit({TRIAL: more}, dry_run=True)
+    assert waiting(store) == [TRIAL, OTHER]
+    (decision,) = store.readmit({TRIAL: more})
+    assert decision == said
+    assert decision.admitted
+    iterations = more or PLAN
+    assert (decision.state, decision.step, decision.iterations) == ("PAUSED", 10, iterations)
+    assert decision.new_iterations == iterations - 10
+    row = row_of(store)
+    assert (row.state, row.reason, row.exempt) == ("PAUSED", "", True)
+    assert row.planned_iterations == store.ledger.reservation(TRIAL).reserved == reserved
+    assert waiting(store) == [OTHER]
+    assert store.rungs.promotable("s-1", halves) == OTHER, "what it reached still counts"
+    assert next(row.trial_id for row in store.runnable("s-1")) == TRIAL
+    attempt = store.attempts.begin(TRIAL)
+    go_to(store, attempt, 20, accuracy=0.0)
+    assert store.rungs.decide(TRIAL, RUNGS, never, may_wait=True) is TrialState.RUNNING
+    assert not store.attempts.is_to_wait(attempt)
+    go_to(store, attempt, iterations, end=TrialState.COMPLETED)
+    assert store.ledger.reservation(TRIAL).committed == iterations
+    assert ("trial_resume", TRIAL) not in kinds(store), "for MLflow it had not ended"
+    assert store.ledger.verify().ok
+
+
 def test_one_that_waited_in_vain_is_pruned_and_may_go_on_at_a_persons_word(full: Store) -> None:
     run_to(full, 10)
     decide(full, TRIAL)

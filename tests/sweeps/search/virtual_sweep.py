@@ -131,7 +131,9 @@ class VirtualSweep:
 
     def specification(self) -> SweepSpec:
         """What it is a sweep of."""
-        privacy = {**GOOD_DATA["privacy"], "policy": self.sweep.terms.policy}
+        policy = self.sweep.terms.policy
+        accountant = {"accountant": "rdp"} if policy == "open" else {}
+        privacy = {**GOOD_DATA["privacy"], "policy": policy, **accountant}
         text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
         return SweepSpec.model_validate({**text, "privacy": privacy, "scheduler": self.scheduler})
 

@@ -150,7 +150,8 @@ class Worker:
         given = {"epsilon": step / 16, "eval_accuracy": step / 64, "eval_loss": 1 / step}
         given |= metrics
         branch_id = self._branch.branch_id
-        return self._attempts.report(self._attempt, branch_id, step, given, end=end, reason=reason)
+        told = self._attempts.report(self._attempt, branch_id, step, given, end=end, reason=reason)
+        return told.wish
 
     def checkpoint(self, step: int, location: str) -> None:
         """Records a checkpoint."""
