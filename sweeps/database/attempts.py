@@ -570,7 +570,9 @@ def _forget_old(connection: sa.Connection, trial: sa.Row[Any]) -> list[str]:
         return []  # to look for forks takes as long as there are trials
     needed = set(
         connection.scalars(
-            sa.select(trials.c.parent_step).where(trials.c.parent_trial_id == trial_id)
+            sa.select(trials.c.parent_step).where(
+                trials.c.parent_trial_id == trial_id, trials.c.state != TrialState.REJECTED
+            )
         )
     )
     old = [row for row in found[keep:] if row.step not in needed]

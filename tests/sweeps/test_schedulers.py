@@ -17,11 +17,11 @@ from tests.sweeps.whole_sweep import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def finished(folder, scheduler, learning_rates):
+def finished(folder, scheduler, learning_rates, **sections):
     """A sweep whose trials learn much, or nothing, one after the other: its document and store."""
     space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}
     space["learning_rate"] = {"grid_search": learning_rates}
-    spec = {**SPEC, "search_space": space, "scheduler": scheduler}
+    spec = {**SPEC, "search_space": space, "scheduler": scheduler, **sections}
     with running(folder, spec) as process:
         out, err = process.communicate(timeout=DEADLINE_SECS)
     assert process.returncode == 0, err
@@ -92,4 +92,47 @@ def test_a_bracket_is_halved_once_all_of_it_have_come_to_a_rung(tmp_path):
     for trial in document["trials"]:
         reservation = store.ledger.reservation(trial["trial_id"])
         assert (reservation.state, reservation.charged) == ("closed", trial["step"])
+    store.ledger.close()
+
+
+def test_the_worst_make_room_for_forks_of_the_best(tmp_path):
+    # A list of two: noise stays as it is, or is so little that no trial may have it.
+    mutations = {
+        "learning_rate": {"choice": [2.0, 4.0, 8.0]},
+        "noise_multiplier": {"choice": [0.3, 2.0]},
+    }
+    rule = {
+        "name": "pbt",
+        "perturbation_interval": 15,
+        "quantile_fraction": 0.5,
+        "hyperparam_mutations": mutations,
+    }
+    document, store = finished(
+        tmp_path, rule, [8.0, 4.0, 1e-6, 1e-7], search={"num_samples": 1, "seed": 3}
+    )
+    assert document["state"] == "COMPLETED"
+    (pruned,), (refused,) = by_state(document, "PRUNED"), by_state(document, "REJECTED")
+    assert pruned["config"]["learning_rate"] < 1e-3
+    assert pruned["step"] == 15
+    completed = by_state(document, "COMPLETED")
+    forks = [trial for trial in completed if trial["parent_trial_id"]]
+    (fork,) = forks
+    best = {trial["trial_id"] for trial in completed if trial["config"]["learning_rate"] > 1}
+    assert fork["parent_trial_id"] in best
+    number = int(fork["trial_id"].rpartition("-")[2])
+    assert f"trial {number} took its place, a fork of trial" in pruned["reason"]
+    assert refused["parent_trial_id"] in best
+    assert refused["config"]["noise_multiplier"] == 0.3
+    assert refused["epsilon"] > 3.0
+    # Who was to make room for what was refused went on.
+    assert len(rates(completed) & {1e-6, 1e-7}) == 1
+    assert len(completed) == 4
+    # It goes on from what its parent has learnt, pays for its own steps, and says what all cost.
+    assert fork["parent_step"] == 15
+    assert store.ledger.reservation(fork["trial_id"]).charged == 15
+    by_id = {trial["trial_id"]: trial for trial in document["trials"]}
+    assert fork["eval_accuracy"] > pruned["eval_accuracy"]
+    assert fork["epsilon"] == pytest.approx(by_id[fork["parent_trial_id"]]["epsilon"])
+    assert len(branch_rows(store)) == 5, "a branch of noise of its own"
+    assert store.ledger.verify().ok
     store.ledger.close()
