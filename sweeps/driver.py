@@ -169,7 +169,7 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
     """Runs trials as long as any comes; gives what a person has to know of why none does."""
     folder = home.sweep_dir(sweep_id) / "tune"
-    schedule = Schedule(spec, store)
+    schedule = Schedule(spec, store, home)
     before: list[Any] | None = None
     while True:
         waiting = store.runnable(sweep_id)

@@ -35,6 +35,7 @@ def new_fork(
     *,
     from_step: int | None = None,
     iterations: int | None = None,
+    exempt: bool = True,
 ) -> NewFork:
     """Works out what a fork would be.
 
@@ -45,6 +46,7 @@ def new_fork(
         changes: Fields of the search space and their values, from `parse_changes`.
         from_step: The step of the checkpoint; None for the newest.
         iterations: The step at which the fork ends; None for where its parent does.
+        exempt: As `NewFork`'s.
 
     Raises:
         StoreError: If there is no such trial, or it could never run.
@@ -87,6 +89,7 @@ def new_fork(
         config=shown_setting(spec, one, units) | shown_proxy(spec, forked),
         trial_config=forked,
         dataset_fingerprint=dataset.fingerprint,
+        exempt=exempt,
     )
 
 

@@ -1,6 +1,9 @@
 """HyperBand on a sweep: who goes on from a rung, once its whole bracket has come there."""
 
 from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
 
 from sweeps.database.gatherings import Came, Gathering
 from sweeps.database.store import Store
@@ -27,9 +30,9 @@ class Halving:
             self._factor,
         )
 
-    def rungs_of(self, number: int) -> list[int]:
+    def rungs_of(self, trial: sa.Row[Any]) -> list[int]:
         """Where a trial waits for the others of its bracket, in steps."""
-        return [*hyperband.bracket_of(number, self._brackets).rungs]
+        return [*hyperband.bracket_of(trial.number, self._brackets).rungs]
 
     def promotable(self, sweep_id: str) -> str | None:
         """Which trial may go on first, if no more trials come; None if none may now."""

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store
 from sweeps.halving import Halving
+from sweeps.home import Home
+from sweeps.population import Population
 from sweeps.search import asha, median
 from sweeps.spec.scheduler_spec import (
     AsyncHyperBandSpec,
     HyperBandSpec,
     MedianStoppingRuleSpec,
+    PbtSpec,
 )
 from sweeps.spec.sweep_spec import SweepSpec
 
@@ -23,40 +26,44 @@ class Schedule:
     Args:
         spec: The sweep's specification.
         store: The driver's own.
+        home: Where built-in data sets are kept.
     """
 
-    def __init__(self, spec: SweepSpec, store: Store) -> None:
+    def __init__(self, spec: SweepSpec, store: Store, home: Home) -> None:
         self._spec, self._store = spec.scheduler, store
         self._max_iterations = int(spec.search_space.iterations.bounds()[1])
-        self._halving = None
+        # What decides on many at once, where each waits for the others.
+        self._together: Halving | Population | None = None
         if isinstance(self._spec, HyperBandSpec):
-            self._halving = Halving(spec, store)
+            self._together = Halving(spec, store)
+        elif isinstance(self._spec, PbtSpec):
+            self._together = Population(spec, store, home)
 
     @property
     def promotes(self) -> bool:
         """Whether trials wait at rungs until they may go on."""
         if isinstance(self._spec, AsyncHyperBandSpec):
             return self._spec.promotion
-        return self._halving is not None
+        return self._together is not None
 
     def promotable(self, sweep_id: str) -> str | None:
         """Which trial that waits at a rung may go on first, if no more trials come."""
-        if self._halving is not None:
-            return self._halving.promotable(sweep_id)
+        if self._together is not None:
+            return self._together.promotable(sweep_id)
         return self._store.rungs.promotable(sweep_id, self._best) if self.promotes else None
 
     def promote(self, sweep_id: str, *, more_to_come: bool = False) -> str | None:
-        """Lets the first trial go on that waits at a rung and may, if there is one now.
+        """Lets the first trial go on that waits at a rung and may, or one run in its place.
 
         Args:
             sweep_id: The sweep.
             more_to_come: Whether its search goes on, for whose trials others may have to wait.
 
         Returns:
-            The trial's id, or None.
+            The trial's id; None if there is none now.
         """
-        if self._halving is not None:
-            return self._halving.promote(sweep_id, more_to_come=more_to_come)
+        if self._together is not None:
+            return self._together.promote(sweep_id, more_to_come=more_to_come)
         return self._store.rungs.promote(sweep_id, self._best) if self.promotes else None
 
     def _best(self, utilities: Sequence[float]) -> list[int]:
@@ -92,9 +99,9 @@ class Schedule:
                 goes_on,
                 may_wait=spec.promotion,
             )
-        elif self._halving is not None:
+        elif self._together is not None:
             trial = self._store.trial(trial_id)
-            milestones = [] if trial is None else self._halving.rungs_of(trial.number)
+            milestones = [] if trial is None else self._together.rungs_of(trial)
             state = rungs.decide(trial_id, milestones, lambda _, __: False, may_wait=True)
         elif isinstance(spec, MedianStoppingRuleSpec):
             fewest = spec.min_samples_required

@@ -112,6 +112,7 @@ def verify(
     """
     scheduler = store.sweep(sweep_id).spec.get("scheduler", {})
     may_wait = scheduler.get("name") == "hyperband" or scheduler.get("promotion", False)
+    may_wait = scheduler.get("name") in ("hyperband", "pbt") or scheduler.get("promotion", False)
     problem = ""
     with ExitStack() as stack:
         if with_mlflow and not stack.enter_context(_nobody_delivers(store)):

@@ -565,3 +565,43 @@ def _history(connection: sa.Connection, trial: sa.Row[Any]) -> tuple[int, int]:
             break
         lost += row.end in (None, AttemptEnd.LOST)
     return (found[0].number if found else 0), lost
+
+
+def _locations(
+    connection: sa.Connection, trial_id: str, which: sa.ColumnElement[bool]
+) -> tuple[str, ...]:
+    """Where some of a trial's checkpoints lie, newest first."""
+    query = sa.select(checkpoints.c.location).where(checkpoints.c.trial_id == trial_id, which)
+    return tuple(
+        connection.scalars(query.order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc()))
+    )
+
+
+def _forget_old(connection: sa.Connection, trial: sa.Row[Any]) -> list[str]:
+    """Removes all but the newest checkpoints from the rows, but those that a fork began with."""
+    trial_id = trial.trial_id
+    keep = 1 if TrialState(trial.state).is_finished else KEPT_CHECKPOINTS
+    found = connection.execute(
+        sa.select(checkpoints)
+        .where(checkpoints.c.trial_id == trial_id)
+        .order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc())
+    ).all()
+    if len(found) <= keep:
+        return []  # to look for forks takes as long as there are trials
+    needed = set(
+        connection.scalars(
+            sa.select(trials.c.parent_step).where(
+                trials.c.parent_trial_id == trial_id, trials.c.state != TrialState.REJECTED
+            )
+        )
+    )
+    old = [row for row in found[keep:] if row.step not in needed]
+    for row in old:
+        connection.execute(
+            checkpoints.delete().where(
+                checkpoints.c.trial_id == trial_id,
+                checkpoints.c.step == row.step,
+                checkpoints.c.attempt == row.attempt,
+            )
+        )
+    return [row.location for row in old]

@@ -37,6 +37,7 @@ class NewFork:
         trial_config: What the trainer gets; steps are counted on from the parent's, so its
             ``iterations`` is the step at which the fork ends.
         dataset_fingerprint: Of the data that is there now.
+        exempt: Whether somebody asked for it by name, so that no scheduler may prune it.
     """
 
     parent_trial_id: str
@@ -44,6 +45,7 @@ class NewFork:
     config: Mapping[str, Any]
     trial_config: TrialConfig
     dataset_fingerprint: str
+    exempt: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,26 @@ class Fork:
     def admitted(self) -> bool:
         """Whether it may run."""
         return not self.refusal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefusedFork:
+    """A fork that may not run, to be shown.
+
+    Attributes:
+        parent_trial_id: The trial that it was to go on from.
+        parent_step: The step of that trial's checkpoint.
+        config: The fork's hyperparameters.
+        epsilon: What would have been spent on its parameters in the end; None where no finite
+            bound is known, or nobody asked.
+        reason: Why it may not run.
+    """
+
+    parent_trial_id: str
+    parent_step: int
+    config: Mapping[str, Any]
+    epsilon: float | None
+    reason: str
 
 
 def fork(transaction: LedgerTransaction, new: NewFork) -> Fork:
@@ -133,12 +155,33 @@ def fork(transaction: LedgerTransaction, new: NewFork) -> Fork:
                 charged_iterations=0,
                 parent_trial_id=parent.trial_id,
                 parent_step=step,
-                exempt=True,
+                exempt=new.exempt,
                 microbatch_size=parent.microbatch_size,
             )
         )
         rows.tell(connection, parent.sweep_id, trial_id, "trial_start", {})
     return decision
+
+
+def record_refused(connection: sa.Connection, refused: RefusedFork) -> None:
+    """Records a fork that may not run as a trial that was rejected."""
+    parent = rows.locked_trial(connection, refused.parent_trial_id)
+    number, trial_id = rows.next_name(connection, parent.sweep_id)
+    connection.execute(
+        trials.insert().values(
+            trial_id=trial_id,
+            sweep_id=parent.sweep_id,
+            number=number,
+            state=TrialState.REJECTED,
+            reason=refused.reason,
+            config=dict(refused.config),
+            planned_iterations=int(refused.config["iterations"]) - refused.parent_step,
+            planned_epsilon=refused.epsilon,
+            charged_iterations=0,
+            parent_trial_id=parent.trial_id,
+            parent_step=refused.parent_step,
+        )
+    )
 
 
 def spent_by(connection: sa.Connection, paid: Reservation, step: int) -> tuple[Mechanism, ...]:

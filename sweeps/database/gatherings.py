@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from accounting import Ledger
 from sweeps.database import rows
+from sweeps.database.forking import Fork, NewFork, RefusedFork, fork, record_refused
 from sweeps.database.states import TrialState
 from sweeps.database.tables import budgeting, reading, rungs, trials, writing
 
@@ -111,6 +112,79 @@ class Gatherings:
                 return False
             rows.let_go_on(connection, trial_id)
         return True
+
+    def replace(self, trial_id: str, rung: int, new: NewFork, why: str) -> str | None:
+        """Prunes a trial that waits at a rung, and has a fork of another take its place.
+
+        One transaction: what is reserved for the trial is free for the fork, and the trial is
+        there as long as the fork is not. If the fork is refused that is recorded, and the trial
+        goes on.
+
+        Args:
+            trial_id: The trial.
+            rung: Where it waits.
+            new: The fork.
+            why: Why it is to make room.
+
+        Returns:
+            The id of the fork, or of the trial that goes on; None if it does not wait any more.
+
+        Raises:
+            StoreError: If there is nothing to fork.
+            accounting.AccountingError: If the data is not that of the sweep.
+        """
+        try:
+            with budgeting(self._ledger) as transaction:
+                connection = transaction.connection
+                trial = rows.locked_trial(connection, trial_id)
+                if not _waits(connection, trial, rung):
+                    return None
+                parent = rows.locked_trial(connection, new.parent_trial_id)
+                number, _ = rows.next_name(connection, trial.sweep_id)
+                reason = f"{why}; trial {number} took its place, a fork of trial {parent.number}"
+                rows.end_trial(transaction, trial, TrialState.PRUNED, reason)
+                decision = fork(transaction, new)
+                if not decision.admitted:
+                    raise _RefusedError(decision)
+        except _RefusedError as error:
+            refused = RefusedFork(
+                parent_trial_id=error.fork.parent_trial_id,
+                parent_step=error.fork.parent_step,
+                config=new.config,
+                epsilon=error.fork.epsilon_after,
+                reason=error.fork.refusal,
+            )
+            return self.keep(trial_id, rung, refused)
+        return decision.trial_id
+
+    def keep(self, trial_id: str, rung: int, refused: RefusedFork) -> str | None:
+        """Lets a trial go on that waits at a rung, for the fork in its place was refused.
+
+        Returns:
+            The trial's id; None if it does not wait any more.
+
+        Raises:
+            StoreError: If there is no such trial.
+        """
+        with budgeting(self._ledger) as transaction:
+            connection = transaction.connection
+            if not _waits(connection, rows.locked_trial(connection, trial_id), rung):
+                return None
+            rows.let_go_on(connection, trial_id)
+            record_refused(connection, refused)
+        return trial_id
+
+
+class _RefusedError(Exception):
+    """Takes everything back.
+
+    Attributes:
+        fork: What was refused.
+    """
+
+    def __init__(self, fork: Fork) -> None:
+        super().__init__(fork.refusal)
+        self.fork = fork
 
 
 def _waits(connection: sa.Connection, trial: sa.Row[Any], rung: int) -> bool:

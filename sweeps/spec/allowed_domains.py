@@ -40,7 +40,7 @@ _RANGE_WORDS: dict[str, str] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class AllowedDomains:
     """Reads one field of the search space; pydantic finds it in the field's annotation.
 
@@ -196,6 +196,7 @@ class AllowedDomains:
             "grid_search": {"items": self.schema, "minItems": 1, "uniqueItems": True},
             "choice": {"items": self.schema, "minItems": 1},
         }
+        arguments = {kind: rest for kind, rest in arguments.items() if kind in self.kinds}
         for kind in self.ranges:
             item = whole if kind in ("randint", "lograndint") else number
             length = 3 if kind == "quniform" else 2
@@ -211,6 +212,10 @@ class AllowedDomains:
             }
             for kind, rest in arguments.items()
         ]
+        return {"anyOf": self._choices(domains)}
+
+    def _choices(self, domains: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """JSON Schemas of all that the field takes."""
         alone = [{"title": "constant", **self.schema}, *domains]
         conditional = {
             "type": "object",
@@ -221,7 +226,32 @@ class AllowedDomains:
             "minProperties": 2,
             "additionalProperties": {"anyOf": alone},
         }
-        return {"anyOf": [*alone, conditional]}
+        return [*alone, conditional]
+
+
+class DrawnDomains(AllowedDomains):
+    """The same for what is always drawn: one of the random domains."""
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Names of the domains that fit the field."""
+        return ("choice", *self.ranges)
+
+    @property
+    def words(self) -> str:
+        """What the field takes, for an error message."""
+        return f"one of the domains {', '.join(self.kinds)}"
+
+    def parse(self, raw: object) -> Domain:
+        """Reads ``{domain: [...]}``."""
+        plain: object = raw.plain() if isinstance(raw, Domain) else raw
+        domain = self._domain(plain, self.words)
+        if domain.kind == "constant":
+            raise refused(Refusal((), self._not_allowed(plain, self.words)))
+        return domain
+
+    def _choices(self, domains: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return domains
 
 
 def _plain(domain: AnyDomain) -> object:
@@ -318,4 +348,10 @@ NOISES = AllowedDomains(
     read=_noise,
     schema={"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": CALIBRATED}]},
     ranges=_RANGES,
+)
+DRAWN_NUMBERS = DrawnDomains(
+    one="a number > 0", read=_number, schema=NUMBERS.schema, ranges=_RANGES
+)
+DRAWN_NUMBERS_OR_ZERO = DrawnDomains(
+    one="a number >= 0", read=_number_or_zero, schema=NUMBERS_OR_ZERO.schema, ranges=_RANGES
 )

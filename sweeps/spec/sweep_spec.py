@@ -33,7 +33,12 @@ from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.proxy_spec import ProxySpec, proxy_refusals
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
-from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec, scheduler_refusals
+from sweeps.spec.scheduler_spec import (
+    FifoSpec,
+    SchedulerSpec,
+    population_refusals,
+    scheduler_refusals,
+)
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.space_spec import SearchSpace
@@ -390,6 +395,13 @@ def _pace_refusals(spec: SweepSpec) -> Iterator[Refusal]:
         )
         yield Refusal(("report_every_steps",), message)
     yield from scheduler_refusals(spec.scheduler, every=every, most=most)
+    yield from population_refusals(
+        spec.scheduler,
+        policy=spec.privacy.policy,
+        search=spec.search.name,
+        num_listed=spec.num_listed,
+        bands=spec.mechanism.bands,
+    )
 
 
 def _search_refusals(spec: SweepSpec) -> Iterator[Refusal]:

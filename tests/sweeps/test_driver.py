@@ -139,7 +139,7 @@ def test_what_becomes_of_a_trial_that_waits_at_a_rung(
     store = open_store(home)
     submit(store)
     go_to(store, store.attempts.begin(TRIAL), EVERY, accuracy=0.25)
-    assert Schedule(spec, store).decide(TRIAL)
+    assert Schedule(spec, store, home).decide(TRIAL)
     assert store.rungs.set_aside(TRIAL)
     if wish:
         ask(SWEEP, wish, store, home)

@@ -54,7 +54,7 @@ def queue_of(spec, sweep_id, store, home, limit=100):
         sweep_id,
         store,
         waiting=store.runnable(sweep_id),
-        schedule=Schedule(spec, store),
+        schedule=Schedule(spec, store, home),
         proposals=proposals_of(spec, sweep_id, store, home),
         limit=limit,
     )

@@ -22,6 +22,11 @@ def finished(folder, scheduler, learning_rates, **more):
     space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}
     space["learning_rate"] = {"grid_search": learning_rates}
     spec = {**SPEC, "search_space": space, "scheduler": scheduler, **more}
+def finished(folder, scheduler, learning_rates, **sections):
+    """A sweep whose trials learn much, or nothing, one after the other: its document and store."""
+    space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}
+    space["learning_rate"] = {"grid_search": learning_rates}
+    spec = {**SPEC, "search_space": space, "scheduler": scheduler, **sections}
     with running(folder, spec) as process:
         out, err = process.communicate(timeout=DEADLINE_SECS)
     assert process.returncode == 0, err
@@ -115,5 +120,48 @@ def test_steps_that_a_pruned_trial_gives_back_admit_one_that_was_refused(tmp_pat
     assert entries.index(("settled", pruned["trial_id"])) < again
     level = store.ledger.status(document["sweep_id"]).level
     assert 0 < level.spent <= level.limit
+    assert store.ledger.verify().ok
+    store.ledger.close()
+
+
+def test_the_worst_make_room_for_forks_of_the_best(tmp_path):
+    # A list of two: noise stays as it is, or is so little that no trial may have it.
+    mutations = {
+        "learning_rate": {"choice": [2.0, 4.0, 8.0]},
+        "noise_multiplier": {"choice": [0.3, 2.0]},
+    }
+    rule = {
+        "name": "pbt",
+        "perturbation_interval": 15,
+        "quantile_fraction": 0.5,
+        "hyperparam_mutations": mutations,
+    }
+    document, store = finished(
+        tmp_path, rule, [8.0, 4.0, 1e-6, 1e-7], search={"num_samples": 1, "seed": 3}
+    )
+    assert document["state"] == "COMPLETED"
+    (pruned,), (refused,) = by_state(document, "PRUNED"), by_state(document, "REJECTED")
+    assert pruned["config"]["learning_rate"] < 1e-3
+    assert pruned["step"] == 15
+    completed = by_state(document, "COMPLETED")
+    forks = [trial for trial in completed if trial["parent_trial_id"]]
+    (fork,) = forks
+    best = {trial["trial_id"] for trial in completed if trial["config"]["learning_rate"] > 1}
+    assert fork["parent_trial_id"] in best
+    number = int(fork["trial_id"].rpartition("-")[2])
+    assert f"trial {number} took its place, a fork of trial" in pruned["reason"]
+    assert refused["parent_trial_id"] in best
+    assert refused["config"]["noise_multiplier"] == 0.3
+    assert refused["epsilon"] > 3.0
+    # Who was to make room for what was refused went on.
+    assert len(rates(completed) & {1e-6, 1e-7}) == 1
+    assert len(completed) == 4
+    # It goes on from what its parent has learnt, pays for its own steps, and says what all cost.
+    assert fork["parent_step"] == 15
+    assert store.ledger.reservation(fork["trial_id"]).charged == 15
+    by_id = {trial["trial_id"]: trial for trial in document["trials"]}
+    assert fork["eval_accuracy"] > pruned["eval_accuracy"]
+    assert fork["epsilon"] == pytest.approx(by_id[fork["parent_trial_id"]]["epsilon"])
+    assert len(branch_rows(store)) == 5, "a branch of noise of its own"
     assert store.ledger.verify().ok
     store.ledger.close()

@@ -169,7 +169,7 @@ def test_none_that_waits_at_a_rung_goes_on_once_a_rule_holds():
         "name": "async_hyperband", "grace_period": 5, "reduction_factor": 2, "promotion": True,
     }  # fmt: skip
     spec, sweep_id, store, home = begun({}, scheduler=scheduler)
-    schedule = Schedule(spec, store)
+    schedule = Schedule(spec, store, home)
     ids = [row.trial_id for row in store.trials(sweep_id)]
     for trial_id, accuracy in zip(ids, (0.9, 0.5, 0.4), strict=True):
         attempt = store.attempts.begin(trial_id)

@@ -1,22 +1,35 @@
 """Who waits at a rung for whom, and who is there once everybody has come."""
 
-import pytest
+import dataclasses
+from typing import Any
 
+import pytest
+import sqlalchemy as sa
+
+from sweeps.database import rows
+from sweeps.database.forking import NewFork, RefusedFork
 from sweeps.database.gatherings import Gathering
 from sweeps.database.states import TrialState
 from sweeps.database.store import Store
 from sweeps.errors import StoreError
 from tests.sweeps.database.small_sweep import (
+    PLAN,
     SWEEP,
+    a_branch,
+    a_full_trial,
     a_sweep,
     a_trial,
+    everything,
     go_to,
     kinds,
+    privacy_of,
     row_of,
     run_to,
 )
 
 RUNG = 10
+TWO_TRIALS = 4.0
+FORK = "s-1-0003"
 TRIALS = [f"s-1-00{number}" for number in range(4)]
 FIRST, SECOND, THIRD, FOURTH = TRIALS
 
@@ -87,7 +100,7 @@ def test_a_group_that_is_not_full_gathers_once_no_more_come(four: Store) -> None
 
     assert four.gatherings.found(SWEEP, five, more_to_come=True) == []
     assert there(four.gatherings.found(SWEEP, five)) == [(RUNG, TRIALS)]
-    four.add_trial(SWEEP, a_trial(4, TrialState.REJECTED), budget=None, team="")
+    four.add_trials(SWEEP, [a_trial(4, TrialState.REJECTED)], budget=None, team="")
     assert there(four.gatherings.found(SWEEP, five, more_to_come=True)) == [(RUNG, TRIALS)]
 
 
@@ -140,3 +153,116 @@ def test_one_that_runs_at_a_persons_word_is_not_waited_for(full: Store) -> None:
         (FIRST, True),
         (SECOND, False),
     ]
+
+
+# -- a fork in a trial's place ---------------------------------------------------------------
+
+
+def comes_with_a_checkpoint(store: Store, trial_id: str, accuracy: float) -> None:
+    attempt = run_to(store, RUNG, trial_id, accuracy=accuracy)
+    store.attempts.checkpoint(attempt, RUNG, "/somewhere")
+    store.rungs.decide(trial_id, [RUNG], lambda *_: False, may_wait=True)
+    store.attempts.wait(attempt)
+
+
+def a_fork(**changes: Any) -> NewFork:
+    """Of the first trial."""
+    config = a_full_trial(0).trial_config
+    assert config is not None
+    return NewFork(
+        parent_trial_id=FIRST,
+        from_step=None,
+        config={"learning_rate": 0.25, "iterations": PLAN},
+        trial_config=dataclasses.replace(config, learning_rate=0.25, **changes),
+        dataset_fingerprint="print",
+        exempt=False,
+    )
+
+
+@pytest.fixture
+def gathered(empty_store: Store) -> Store:
+    """Two trials that wait, of a budget that is all promised to them."""
+    sweep = dataclasses.replace(
+        a_sweep(policy="open", epsilon=TWO_TRIALS),
+        spec={"privacy": {**privacy_of("open"), "accountant": "rdp"}},
+    )
+    empty_store.create_sweep(sweep, [a_full_trial(0), a_full_trial(1), a_full_trial(2)])
+    assert row_of(empty_store, THIRD).state == "REJECTED", "there is room for no third"
+    comes_with_a_checkpoint(empty_store, FIRST, 0.9)
+    comes_with_a_checkpoint(empty_store, SECOND, 0.1)
+    return empty_store
+
+
+def test_a_fork_takes_the_place_of_a_trial_and_what_was_promised_to_it(gathered: Store) -> None:
+    assert not gathered.fork(a_fork(), dry_run=True).admitted, "there is no room beside it"
+    assert gathered.gatherings.replace(SECOND, RUNG, a_fork(), "too bad") == FORK
+    pruned, fork = row_of(gathered, SECOND), row_of(gathered, FORK)
+    assert (pruned.state, pruned.reason) == (
+        "PRUNED",
+        "too bad; trial 3 took its place, a fork of trial 0",
+    )
+    assert gathered.ledger.reservation(SECOND).committed == RUNG
+    assert (fork.state, fork.exempt) == ("ADMITTED", False)
+    assert (fork.parent_trial_id, fork.parent_step) == (FIRST, RUNG)
+    assert (fork.planned_iterations, fork.charged_iterations) == (PLAN - RUNG, 0)
+    reservation = gathered.ledger.reservation(FORK)
+    assert (reservation.state, reservation.reserved) == ("open", PLAN - RUNG)
+    assert kinds(gathered)[-2:] == [("trial_end", SECOND), ("trial_start", FORK)]
+    assert gathered.gatherings.replace(SECOND, RUNG, a_fork(), "again") is None
+    # It pays for its own steps, on a branch of its own, and waits for the others further on.
+    attempt = gathered.attempts.begin(FORK)
+    go_to(gathered, attempt, 2 * RUNG, branch=a_branch(7, RUNG))
+    assert row_of(gathered, FORK).charged_iterations == RUNG
+    (gathering,) = gathered.gatherings.found(SWEEP, everybody)
+    assert [(each.trial_id, each.waits) for each in gathering.there] == [
+        (FIRST, True),
+        (SECOND, False),
+    ], "it began at the rung, and did not come there"
+    assert gathered.ledger.verify().ok
+
+
+def test_a_fork_that_is_refused_is_recorded_and_the_trial_goes_on(gathered: Store) -> None:
+    before = gathered.ledger.reservation(SECOND)
+    new = a_fork(noise_multiplier=0.5)
+    assert gathered.gatherings.replace(SECOND, RUNG, new, "too bad") == SECOND
+    row, refused = row_of(gathered, SECOND), row_of(gathered, FORK)
+    assert (row.state, row.reason) == ("PAUSED", "")
+    assert SECOND in [each.trial_id for each in gathered.runnable(SWEEP)]
+    assert gathered.ledger.reservation(SECOND) == before
+    assert refused.state == "REJECTED"
+    assert "would be taken of 4 at delta" in refused.reason
+    assert (refused.parent_trial_id, refused.parent_step) == (FIRST, RUNG)
+    assert refused.config == new.config
+    assert refused.planned_epsilon > TWO_TRIALS
+    again = RefusedFork(
+        parent_trial_id=FIRST, parent_step=RUNG, config=new.config, epsilon=None, reason="no"
+    )
+    assert gathered.gatherings.keep(SECOND, RUNG, again) is None, "it does not wait any more"
+    # It keeps no checkpoint from being forgotten.
+    gathered.gatherings.go_on(FIRST, RUNG)
+    attempt = gathered.attempts.begin(FIRST)
+    forgotten: list[str] = []
+    for step in (2 * RUNG, 3 * RUNG):
+        go_to(gathered, attempt, step)
+        forgotten += gathered.attempts.checkpoint(attempt, step, f"/elsewhere/{step}")
+    assert forgotten == ["/somewhere"]
+    assert gathered.ledger.verify().ok
+
+
+def test_a_trial_makes_room_with_the_fork_or_not_at_all(
+    engine: sa.Engine, gathered: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = everything(engine)
+    tell = rows.tell
+
+    def cut_off(*arguments: Any) -> None:
+        if arguments[3] == "trial_start":
+            raise KeyboardInterrupt
+        tell(*arguments)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("sweeps.database.rows.tell", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            gathered.gatherings.replace(SECOND, RUNG, a_fork(), "too bad")
+    assert everything(engine) == before
+    assert gathered.gatherings.replace(SECOND, RUNG, a_fork(), "too bad") == FORK

@@ -20,7 +20,15 @@ from sweeps.proposals import Proposals
 from sweeps.schedule import Schedule
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
-from tests.sweeps.database.small_sweep import PLAN, SWEEP, a_sweep, a_trial, go_to
+from tests.sweeps.database.small_sweep import (
+    PLAN,
+    SWEEP,
+    a_branch,
+    a_sweep,
+    a_trial,
+    go_to,
+    row_of,
+)
 from tests.sweeps.spec.spec_text import GOOD_DATA
 
 EVERY = 10
@@ -52,6 +60,7 @@ class VirtualSweep:
         refused: Those that the budget refuses.
         listed: So many are there from the beginning, the rest is proposed; None for all.
         sweep: As it is submitted.
+        sweep_id: The sweep.
     """
 
     home: Home
@@ -64,6 +73,18 @@ class VirtualSweep:
     refused: Collection[int] = ()
     listed: int | None = None
     sweep: NewSweep = dataclasses.field(default_factory=a_sweep)
+
+    sweep_id: str = SWEEP
+
+    def create(self, store: Store) -> None:
+        """Records the sweep, with what is listed of it."""
+        listed = len(self.curves) if self.listed is None else self.listed
+        store.create_sweep(a_sweep(), [self.new_trial(number) for number in range(listed)])
+
+    def spec(self, store: Store) -> SweepSpec:
+        """What a driver reads."""
+        text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
+        return SweepSpec.model_validate({**text, "scheduler": self.scheduler})
 
     def new_trial(self, number: int) -> NewTrial:
         """A trial, as admission leaves it."""
@@ -80,8 +101,10 @@ class VirtualSweep:
         store = open_store(self.home)
         listed = len(self.curves) if self.listed is None else self.listed
         store.create_sweep(self.sweep, [self.new_trial(number) for number in range(listed)])
+        self.create(store)
         queue, schedule = self._driver(store)
         steps: dict[str, int] = {}
+        begun_at: dict[str, int] = {}
         attempts: dict[str, Attempt] = {}
         due: dict[str, float] = {}  # when those that run report next
         before_crash: dict[str, float] = {}
@@ -90,8 +113,10 @@ class VirtualSweep:
         while True:
             while len(due) < self.workers and (trial_id := queue.take()) is not None:
                 number = _number(trial_id)
+                begun_at[trial_id] = row_of(store, trial_id).parent_step or 0
+                steps.setdefault(trial_id, begun_at[trial_id])
                 if trial_id not in before_crash:
-                    events.append(Event(now, "taken up", number, steps.get(trial_id, 0)))
+                    events.append(Event(now, "taken up", number, steps[trial_id]))
                 due[trial_id] = before_crash.pop(trial_id, now + self.paces[number])
                 attempts[trial_id] = store.attempts.begin(trial_id)
             before_crash.clear()
@@ -102,12 +127,14 @@ class VirtualSweep:
             now, number, trial_id = min((at, _number(name), name) for name, at in due.items())
             del due[trial_id]
             reports += 1
-            step = steps[trial_id] = steps.get(trial_id, 0) + EVERY
+            step = steps[trial_id] = steps[trial_id] + EVERY
             utility = self.curves[number][step // EVERY - 1]
             events.append(Event(now, "reported", number, step))
             end = TrialState.COMPLETED if step == PLAN else None
             end = TrialState.DIVERGED if step == self.diverge.get(number) else end
-            go_to(store, attempts[trial_id], step, accuracy=utility, end=end)
+            branch = a_branch(1, begun_at[trial_id])
+            go_to(store, attempts[trial_id], step, accuracy=utility, branch=branch, end=end)
+            store.attempts.checkpoint(attempts[trial_id], step, f"/nowhere/{step}")
             self.on_report(number, step, utility)
             if reports in crash_at:
                 if end is None:
@@ -115,7 +142,7 @@ class VirtualSweep:
                 before_crash, due = due, {}
                 store.ledger.close()
                 store = open_store(self.home)
-                store.take_over(SWEEP, "another")
+                store.take_over(self.sweep_id, "another")
                 queue, schedule = self._driver(store)
                 continue
             if end is None and schedule.decide(trial_id):
@@ -125,7 +152,7 @@ class VirtualSweep:
                     due[trial_id] = now + self.paces[number]
             if trial_id not in due:
                 queue.put_down()
-        assert not store.runnable(SWEEP)
+        assert not store.runnable(self.sweep_id)
         store.ledger.close()
         return events
 
@@ -140,13 +167,16 @@ class VirtualSweep:
     def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
         spec = self.specification()
         schedule = Schedule(spec, store)
+    def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
+        spec = self.spec(store)
+        schedule = Schedule(spec, store, self.home)
         # As much of it as a queue asks for.
         proposals = cast("Proposals", _Proposed(self, store))
         queue = TrialQueue(
             spec,
-            SWEEP,
+            self.sweep_id,
             store,
-            waiting=store.runnable(SWEEP),
+            waiting=store.runnable(self.sweep_id),
             schedule=schedule,
             proposals=None if self.listed is None else proposals,
             limit=1000,
@@ -163,12 +193,11 @@ class _Proposed:
     def end(self) -> str | None:
         return "" if self._next == len(self._sweep.curves) else None
 
-    def propose(self) -> str | None:
+    def propose(self) -> list[str]:
         if self.end() is not None:
-            return None
+            return []
         new = self._sweep.new_trial(self._next)
-        trial_id, state = self._store.add_trial(SWEEP, new, budget=None, team="")
-        return trial_id if state is TrialState.ADMITTED else None
+        return self._store.add_trials(SWEEP, [new], budget=None, team="")
 
     @property
     def _next(self) -> int:

@@ -70,6 +70,13 @@ def test_selection_allows_no_scheduler_that_compares(name):
     assert "allowed: fifo" in found
 
 
+def test_selection_allows_no_population():
+    mutations = "{learning_rate: {loguniform: [0.1, 1.0]}}"
+    rule = f"{{name: pbt, perturbation_interval: 50, hyperparam_mutations: {mutations}}}"
+    found = refusals(spec_of("private_selection", SELECTION) + f"scheduler: {rule}\n")
+    assert "scheduler.name: pbt is not allowed under private_selection" in found
+
+
 def test_selection_shows_no_losers():
     loser = SELECTION.replace("mean: 10", "mean: 10, reveal: all_trials")
     found = refusals(spec_of("private_selection", loser))

@@ -14,6 +14,10 @@ from sweeps.spec.sweep_spec import SweepSpec
 from tests.sweeps.spec.spec_text import GOOD, GOOD_DATA, good, refusal
 
 NUMBER_DOMAINS = "grid_search, choice, uniform, loguniform, quniform, randint, lograndint"
+PBT = (
+    "{name: pbt, perturbation_interval: 50, "
+    "hyperparam_mutations: {learning_rate: {loguniform: [0.1, 1]}}}"
+)
 ASHA = "{name: async_hyperband, grace_period: 25, reduction_factor: 3}"
 LR = "  learning_rate: {grid_search: [0.1, 1, 8]}"
 
@@ -346,7 +350,7 @@ BAD = [
     (
         good("name: async_hyperband, "),
         "x.yaml:20:1: scheduler.name: is missing; allowed: one of async_hyperband, fifo, "
-        "hyperband, median_stopping_rule",
+        "hyperband, median_stopping_rule, pbt",
     ),
     (
         good("name: async_hyperband", "name: fifo").replace(", reduction_factor: 3", ""),
@@ -407,6 +411,61 @@ BAD = [
     (
         good(ASHA, "{name: hyperband, max_t: 150}"),
         "x.yaml:20:30: scheduler.max_t: unknown key; allowed: name, grace_period, reduction_fac",
+    ),
+    (
+        good(ASHA, PBT.replace("50", "20")),
+        "x.yaml:20:47: scheduler.perturbation_interval: 20 is not allowed; allowed: from "
+        "report_every_steps, 25, to below the most iterations, 150",
+    ),
+    (
+        good(ASHA, PBT.replace("learning_rate: {loguniform: [0.1, 1]}", "")),
+        "x.yaml:20:51: scheduler.hyperparam_mutations: names no field; allowed: at least one of "
+        "learning_rate, l2_clip_norm, weight_decay, noise_multiplier",
+    ),
+    (
+        good(ASHA, PBT.replace("{loguniform: [0.1, 1]}", "0.5")),
+        "x.yaml:20:89: scheduler.hyperparam_mutations.learning_rate: 0.5 is not allowed; "
+        "allowed: one of the domains choice, uniform, ",
+    ),
+    (
+        good(ASHA, PBT.replace("loguniform: [0.1, 1]", "grid_search: [0.5]")),
+        "x.yaml:20:90: scheduler.hyperparam_mutations.learning_rate.grid_search: unknown domain",
+    ),
+    (
+        good(ASHA, PBT.replace("learning_rate", "iterations")),
+        "x.yaml:20:74: scheduler.hyperparam_mutations.iterations: unknown key (did you mean ",
+    ),
+    (
+        good(ASHA, PBT.replace("50", "50, quantile_fraction: 0.6")),
+        "x.yaml:20:70: scheduler.quantile_fraction: 0.6 is not allowed; allowed: a number > 0, "
+        "at most 0.5",
+    ),
+    (
+        good(ASHA, PBT.replace("50", "50, resample_probability: -1")),
+        "x.yaml:20:73: scheduler.resample_probability: -1 is not allowed; allowed: a number from",
+    ),
+    (
+        good(ASHA, PBT).replace("policy: per_trial", "policy: declared"),
+        "x.yaml:20:19: scheduler.name: pbt is not allowed under declared, whose list of trials is "
+        "fixed before the first of them runs; allowed: another scheduler, or the policy open",
+    ),
+    (
+        good(ASHA, PBT)
+        .replace("grid_search", "choice")
+        .replace("{num_samples: 2", "{name: optuna, num_samples: 9"),
+        "x.yaml:19:16: search.name: optuna is not allowed with pbt, whose population is there "
+        "from the beginning; allowed: random or quasi_random",
+    ),
+    (
+        good(ASHA, PBT)
+        .replace("grid_search", "choice")
+        .replace("num_samples: 2", "num_samples: 1"),
+        "x.yaml:19:23: search.num_samples: 1 is not allowed with pbt and a space without a grid; "
+        "allowed: at least 2",
+    ),
+    (
+        good(ASHA, PBT) + "mechanism: {bands: 2}\n",
+        "x.yaml:24:20: mechanism.bands: 2 is not allowed with pbt, for noise that is correlated",
     ),
     (
         good(ASHA, "{name: median_stopping_rule, grace_period: 20}"),

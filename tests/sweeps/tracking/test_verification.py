@@ -203,6 +203,24 @@ ROWS = {
 }
 
 
+@pytest.mark.parametrize("end", [TrialState.CANCELLED, TrialState.PRUNED])
+def test_a_trial_that_waits_at_a_rung_may_be_where_it_is(tmp_path: Path, end: TrialState) -> None:
+    with opened(tmp_path / "home") as place:
+        create(place.store, a_trial(0), scheduler={"name": "hyperband"})
+        worker = Worker(place.store, 0)
+        honest_report(worker, 10)
+        place.store.rungs.decide(f"{SWEEP}-0", [10], lambda _, __: False, may_wait=True)
+        assert verify(place, with_mlflow=False).ok
+        assert place.store.rungs.set_aside(f"{SWEEP}-0")
+        assert verify(place, with_mlflow=False).ok
+        place.store.end_trial(f"{SWEEP}-0", end, "the sweep was stopped")
+        assert verify(place, with_mlflow=False).ok
+        with writing(place.engine) as connection:
+            connection.exec_driver_sql("UPDATE trials SET state = 'DIVERGED'")
+        found = verify(place, with_mlflow=False).differences
+        assert ("PRUNED", "DIVERGED") in [(one.expected, one.found) for one in found]
+
+
 @pytest.mark.parametrize(("statement", "expected"), ROWS.values(), ids=list(ROWS))
 def test_a_row_changed_by_hand_is_named(
     life: Place, statement: str, expected: tuple[Any, ...]
