@@ -7,6 +7,10 @@ import accounting
 from sweeps.spec.domains import BY, FULL
 
 _EVALUATION = "The evaluation examples are treated as public and get no protection."
+_CLOCK = (
+    "How long the search takes depends on how many trials there are: who watches the machine or "
+    "the clock learns about that number, and is not covered."
+)
 # Flat clipping goes without saying.
 _CLIPPING = {
     "flat": "",
@@ -37,7 +41,8 @@ def guarantee(spec: Mapping[str, Any]) -> str:
         privacy_unit=privacy_unit(spec),
         sampling=sampling(spec),
     )
-    parts = (promise, _of_repeats(spec), _how_drawn(spec), _how_clipped(spec), _EVALUATION)
+    clock = _CLOCK if privacy["policy"] == "private_selection" else ""
+    parts = (promise, clock, _of_repeats(spec), _how_drawn(spec), _how_clipped(spec), _EVALUATION)
     return " ".join(filter(None, parts))
 
 

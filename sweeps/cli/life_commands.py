@@ -205,10 +205,11 @@ def cancel(
     store = existing_store(home)
     if any(row.sweep_id == target for row in store.sweeps()):
         driver.cancel(target, store, home)
-    elif not store.end_trial(
-        _trial_row(store, target).trial_id, TrialState.CANCELLED, "somebody cancelled it"
-    ):
-        raise StoreError(f"trial {target}: is {_trial_row(store, target).state} already")
+    else:
+        row = _trial_row(store, target)
+        if not store.end_trial(row.trial_id, TrialState.CANCELLED, "somebody cancelled it"):
+            raise StoreError(f"trial {target}: is {row.state} already")
+        driver.forget_secrets(row.sweep_id, store, home)
     print_line(f"{target} is cancelled")
 
 

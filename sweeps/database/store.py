@@ -23,6 +23,7 @@ from sweeps.database.gatherings import Gatherings
 from sweeps.database.outbox_rows import OutboxRows
 from sweeps.database.readmission import Readmission, readmit
 from sweeps.database.rung_rows import RungRows
+from sweeps.database.selecting import Selections
 from sweeps.database.states import AttemptEnd, SweepState, TrialState, Wish
 from sweeps.database.tables import (
     attempts,
@@ -78,6 +79,7 @@ class Store:
 
     Attributes:
         attempts: A worker's side.
+        selections: A worker's side of a private selection.
         rungs: A scheduler's side.
         gatherings: The same, where trials wait for each other.
         outbox: What MLflow has yet to hear.
@@ -87,6 +89,7 @@ class Store:
         self._ledger = ledger
         self._engine = ledger.engine
         self.attempts = Attempts(ledger)
+        self.selections = Selections(ledger)
         self.rungs = RungRows(ledger)
         self.gatherings = Gatherings(ledger)
         self.outbox = OutboxRows(ledger.engine)
