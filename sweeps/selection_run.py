@@ -35,14 +35,14 @@ from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.user_models import check_model_allowed
 from sweeps.worker import TrialRun
 from trainer.config import TrialConfig
-from trainer.errors import CheckpointError, DatasetError, OutOfMemory
+from trainer.errors import CheckpointError, DatasetError, ModelError, OutOfMemory
 from trainer.mechanism.branch import Branch
 from trainer.reporting import TrialReport, releasable
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE_SECS = 60.0
 # Errors that speak of the sweep as a whole, and of no trial.
-_TELL_OF_NO_TRIAL = (SweepError, DatasetError, OutOfMemory)
+_TELL_OF_NO_TRIAL = (SweepError, DatasetError, ModelError, OutOfMemory)
 _NO_ROOM = (
     "a checkpoint cannot be kept or read; what was said of it is not shown, for it may tell of a "
     "trial that stays secret. Is there room on the disk, and can the place of checkpoints be "
@@ -75,8 +75,10 @@ class SelectionRun(TrialRun):
         return report
 
     def _run(self, given: SelectionAssignment) -> TrialReport | None:
-        self._progress = self._begun(given)
+        self._progress = self._kept(given)
         draws = self._draws(given)
+        if not given.has_begun:  # last, for what goes wrong before it costs nothing
+            self._ask(lambda: self._selections.begin(self._held))
         from sweeps.unseen import unseen  # JAX: only here, in the worker's environment
 
         reason = ""
@@ -103,16 +105,14 @@ class SelectionRun(TrialRun):
         _LOG.info("trial %s: attempt %d on %s", self._trial_id, self._attempt.number, worker)
         return given
 
-    def _begun(self, given: SelectionAssignment) -> Progress:
-        """Where the selection is; of one that begins, its secret is drawn and all of it charged.
+    def _kept(self, given: SelectionAssignment) -> Progress:
+        """Where the selection is; of one that begins, its secret is drawn.
 
         Raises:
             SweepError: If it has begun and its secret is gone, or too many workers died over it.
         """
         if not given.has_begun:
-            progress = self._folder.begin()
-            self._ask(lambda: self._selections.begin(self._held))
-            return progress
+            return self._folder.begin()
         progress = self._folder.read()
         if progress is None:
             raise SweepError(

@@ -429,6 +429,7 @@ def test_data_that_has_changed_is_not_trained_on(three):
         connection.execute(sweeps.update().values(dataset_fingerprint="another"))
     assert three.run_on() is None
     assert "its data set digits has changed" in three.row.reason
+    assert three.row.charged_iterations == 0, "it had not begun"
 
 
 def test_what_an_error_says_stays_secret(three, monkeypatch):
