@@ -257,8 +257,9 @@ class SelectionRun(TrialRun):
         self._folder.remove()
         if winner is None:
             return None
-        report: dict[str, Any] = {"eval_accuracy": None, "eval_loss": None, **winner.curve[-1]}
-        return TrialReport(**{**report, "epsilon": given.epsilon})
+        last: dict[str, Any] = {"eval_accuracy": None, "eval_loss": None, **winner.curve[-1]}
+        last["epsilon"] = given.epsilon
+        return TrialReport(**last)
 
     def _fail(self, error: Exception) -> None:
         """Ends the selection, and says why only as far as that tells of no trial."""
