@@ -260,7 +260,8 @@ def draw_count(selection: Selection, rng: random.Random | None = None) -> int:
 
     Args:
         selection: States the law.
-        rng: For tests alone. Without it, the operating system's entropy is used.
+        rng: Uniform numbers from a secret, for who has to draw the same again after a crash, and
+            for tests. Without it, the operating system's entropy is used.
 
     Returns:
         A number >= 1, or >= 0 under "poisson", whose mean is `selection.mean`.

@@ -26,6 +26,7 @@ from sweeps.proposals import Proposals
 from sweeps.report.files import write_report
 from sweeps.report.results import read_results
 from sweeps.schedule import Schedule
+from sweeps.selection_folder import SelectionFolder
 from sweeps.service import worker_resources
 from sweeps.spec.search_spec import OptunaSpec
 from sweeps.spec.sweep_spec import SweepSpec
@@ -155,6 +156,7 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
     None if it goes on after all, for somebody let a trial go on.
     """
     state = _settle(sweep_id, store)
+    forget_secrets(sweep_id, store, home)
     results = dataclasses.replace(read_results(store, sweep_id), state=state)
     report: Mapping[str, str] = {}
     try:
@@ -164,6 +166,18 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
         _LOG.exception("sweep %s: %s", sweep_id, reason)
     ended = store.end_sweep(sweep_id, state, list(report.values()), reason=reason)
     return state if ended else None
+
+
+def forget_secrets(sweep_id: str, store: Store, home: Home) -> None:
+    """Removes what a private selection had to remember, once it has ended, whoever ended it.
+
+    Its worker does, too, unless it was killed.
+    """
+    if store.sweep(sweep_id).spec["privacy"]["policy"] != "private_selection":
+        return
+    for trial in store.trials(sweep_id):
+        if TrialState(trial.state).is_finished:
+            SelectionFolder(home.secrets_dir, trial.trial_id).remove()
 
 
 def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:

@@ -7,6 +7,10 @@ import accounting
 from sweeps.spec.domains import BY, FULL
 
 _EVALUATION = "The evaluation examples are treated as public and get no protection."
+_CLOCK = (
+    "How long the search takes depends on how many trials there are: who watches the machine or "
+    "the clock learns about that number, and is not covered."
+)
 # Flat clipping goes without saying.
 _CLIPPING = {
     "flat": "",
@@ -39,6 +43,9 @@ def guarantee(spec: Mapping[str, Any]) -> str:
     )
     more = (_of_repeats(spec), _of_proxies(spec), _how_drawn(spec), _how_clipped(spec))
     return " ".join(filter(None, (promise, *more, _EVALUATION)))
+    clock = _CLOCK if privacy["policy"] == "private_selection" else ""
+    parts = (promise, clock, _of_repeats(spec), _how_drawn(spec), _how_clipped(spec), _EVALUATION)
+    return " ".join(filter(None, parts))
 
 
 def _of_repeats(spec: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
     Returns:
         ``spec.num_listed`` settings, each once however many repeats it is to have.
     """
-    search, domains = spec.search, _in_order(spec)
+    search, domains = spec.search, in_order(spec)
     chance = _chance(spec)
     samples = spec.num_listed if isinstance(search, OptunaSpec) else search.num_samples
     settings: list[Hyperparameters] = []
@@ -142,8 +142,8 @@ def expand(spec: SweepSpec) -> list[Hyperparameters]:
     return settings
 
 
-def _in_order(spec: SweepSpec) -> dict[str, AnyDomain]:
-    """The fields in `GRID_ORDER`, but each only after the one that it depends on."""
+def in_order(spec: SweepSpec) -> dict[str, AnyDomain]:
+    """The fields of a search space in `GRID_ORDER`, but each after the one that it depends on."""
     domains = dict(spec.search_space.domains())
     ordered: dict[str, AnyDomain] = {}
     for name in GRID_ORDER:
@@ -211,7 +211,7 @@ def candidates(spec: SweepSpec) -> list[Hyperparameters]:
     Args:
         spec: A specification under private_selection.
     """
-    domains = _in_order(spec)
+    domains = in_order(spec)
     decisive = {
         domain.by
         for name, domain in domains.items()

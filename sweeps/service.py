@@ -6,10 +6,13 @@ Nothing is left behind when a specification is refused. What is printed is up to
 
 import dataclasses
 import datetime
+import math
 import os
 import secrets
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +36,7 @@ from sweeps.admission import (
 )
 from sweeps.checkpoint_places import CheckpointPlaces
 from sweeps.database.admitting import NewTrial
+from sweeps.database.selecting import WHOLE
 from sweeps.database.store import NewSweep, Store
 from sweeps.database.tables import existing_ledger
 from sweeps.errors import Problem, SpecError, StoreError, SweepError
@@ -43,6 +47,8 @@ from sweeps.home import (
     MLFLOW_VARIABLE,
     Home,
 )
+from sweeps.report.results import SweepResults, read_results
+from sweeps.spec.domains import CALIBRATED, Domain
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.spec.yaml_source import YamlDocument, document_of, load_yaml
@@ -68,8 +74,7 @@ def make_plan(
         home: Where built-in data sets are kept.
         on_spec: Called once the specification is read; what it returns is called with every
             decision, to show progress.
-        change: Applied to the specification before anything is decided: `runnable`, `paid_by` or
-            `by_itself`.
+        change: Applied to the specification before anything is decided: `paid_by` or `by_itself`.
 
     Raises:
         SpecError: If the specification is not allowed; every problem names its place.
@@ -188,9 +193,44 @@ def record(plan: Plan, store: Store) -> str:
             team=plan.spec.privacy.team or "",
             repeats=plan.spec.search.repeats,
         ),
-        [new_trial(sweep_id, proposal) for proposal in plan.proposals],
+        _new_trials(sweep_id, plan),
     )
     return sweep_id
+
+
+def _new_trials(sweep_id: str, plan: Plan) -> list[NewTrial]:
+    """A plan's proposals as rows; a private selection is one, whatever it may draw."""
+    if plan.spec.privacy.policy == "private_selection":
+        return [_new_selection(sweep_id, plan)]
+    return [new_trial(sweep_id, proposal) for proposal in plan.proposals]
+
+
+def _new_selection(sweep_id: str, plan: Plan) -> NewTrial:
+    """The one row of a private selection, which shows what is the same in all of its trials."""
+    selection, reason, epsilon = plan.selection, "", math.inf
+    if selection is None:
+        reason = f"no candidate may be drawn: {plan.proposals[0].decision.reason}"
+    else:
+        with suppress(accounting.AccountingError):  # the budget then refuses it, too
+            delta = plan.spec.privacy.target_delta
+            epsilon = accounting.selection_epsilon([selection], delta=delta)
+    shown = {
+        name: domain.values[0]
+        for name, domain in plan.spec.search_space.domains()
+        if isinstance(domain, Domain)
+        and domain.kind == "constant"
+        and domain.values[0] != CALIBRATED
+    }
+    return NewTrial(
+        trial_id=f"{sweep_id}-0000",
+        number=0,
+        mechanism=selection,
+        reason=reason,
+        config=shown,
+        trial_config=None,
+        planned_iterations=WHOLE,
+        planned_epsilon=epsilon,
+    )
 
 
 def new_trial(sweep_id: str, proposal: Proposal) -> NewTrial:

@@ -27,6 +27,7 @@ from sweeps.database.store import open_store
 from sweeps.errors import DatabaseError, StoreError, SweepError
 from sweeps.home import Home
 from sweeps.schedule import Schedule
+from sweeps.selection_run import SelectionRun
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
 from sweeps.worker import TrialRun
@@ -65,7 +66,8 @@ def run_trials(
         KeyboardInterrupt: If the person stops the sweep; running workers end with Ray.
     """
     _quieten()
-    trainable = tune.with_resources(_Worker, dict(resources))
+    worker = _Selector if spec.privacy.policy == "private_selection" else _Worker
+    trainable = tune.with_resources(worker, dict(resources))
     given = _Given(queue)
     tuner = tune.Tuner(
         trainable,
@@ -105,14 +107,16 @@ class _Worker(tune.Trainable):
     begun before the first step is asked for.
     """
 
+    kind: type[TrialRun] = TrialRun
+
     def setup(self, config: dict[str, Any]) -> None:
         self._home = Home.from_environment()
         self._store = open_store(self._home)
-        self._run = TrialRun(self._store, self._home, config[_TRIAL_ID])
+        self._run = self.kind(self._store, self._home, config[_TRIAL_ID])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._run.close()
-        self._run = TrialRun(self._store, self._home, new_config[_TRIAL_ID])
+        self._run = self.kind(self._store, self._home, new_config[_TRIAL_ID])
         return True
 
     def step(self) -> dict[str, Any]:
@@ -123,6 +127,12 @@ class _Worker(tune.Trainable):
 
     def cleanup(self) -> None:
         self._run.close()
+
+
+class _Selector(_Worker):
+    """One process that runs a private selection, of which Tune hears once: of the winner."""
+
+    kind = SelectionRun
 
 
 class _Given(Searcher):

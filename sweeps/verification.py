@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from accounting import Mechanism, Reservation
+from accounting import Mechanism, Reservation, Selection, selection_epsilon
 from accounting.ledger.lookup import find_reservations
 from sweeps.database.attempts import spent_epsilon
 from sweeps.database.states import TrialState
@@ -187,6 +187,12 @@ class _Records:
         return TrialState(self.row.state)
 
     @property
+    def selects(self) -> bool:
+        """Whether it stands for a private selection."""
+        asked = self.reservation and self.reservation.request.mechanism
+        return isinstance(asked, Selection)
+
+    @property
     def config(self) -> TrialConfig | None:
         return self.row.trial_config and TrialConfig.from_json(self.row.trial_config)
 
@@ -271,6 +277,8 @@ _Found = list[tuple[str, comparison.Value, comparison.Value]]
 
 def _of_charges(trial: _Records) -> _Found:
     """Whether the branches' steps add up to what the trial was charged."""
+    if trial.selects:
+        return []  # charged before it had any
     config = trial.config
     bands = config.mechanism.bands if config else 1
     steps = [row.charged_step - row.start_step for row in trial.branches]
@@ -363,7 +371,7 @@ def _of_end(trial: _Records) -> _Found:
     """Whether a trial's state is one that its reports and rungs led to."""
     found: _Found = []
     last = max((row.step for row in trial.reports), default=0)
-    end = trial.config.iterations if trial.config else last
+    end = trial.config.iterations if trial.config else last  # a selection may have no winner
     if trial.state is TrialState.COMPLETED and last != end:
         found.append(("last report of a COMPLETED trial", end, last))
     # Trials from before decisions were kept have branches without facts.
@@ -403,13 +411,18 @@ class _Epsilons:
     def __call__(
         self, reservation: Reservation, config: TrialConfig, iterations: int
     ) -> float | None:
-        assert isinstance(reservation.mechanism, Mechanism)  # no other is ever trained
-        spent = reservation.mechanism.after(iterations)
+        spent = reservation.mechanism
+        if isinstance(spent, Mechanism):
+            spent = spent.after(iterations)
         terms = (config.target_delta, config.accountant)
         key = (spent, reservation.request.prefix, *terms)
         if key not in self._known:
             after = dataclasses.replace(reservation, charged=iterations)
-            self._known[key] = finite_or_none(spent_epsilon(after, config))
+            self._known[key] = finite_or_none(
+                selection_epsilon([spent], delta=config.target_delta)
+                if isinstance(spent, Selection)
+                else spent_epsilon(after, config)
+            )
         return self._known[key]
 
 

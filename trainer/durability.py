@@ -8,10 +8,18 @@ import os
 from pathlib import Path
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Replaces a file: afterwards all of it is there, or, if this fails, what was before."""
+def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
+    """Replaces a file: afterwards all of it is there, or, if this fails, what was before.
+
+    Args:
+        path: The file.
+        text: What it holds then.
+        mode: Who may read and write it, less the process's umask.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    with open(
+        partial, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)
+    ) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

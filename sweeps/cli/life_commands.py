@@ -209,6 +209,10 @@ def cancel(
         driver.cancel(target, store, home)
     else:
         driver.cancel_trial(trial_row(store, target).trial_id, store)
+        row = _trial_row(store, target)
+        if not store.end_trial(row.trial_id, TrialState.CANCELLED, "somebody cancelled it"):
+            raise StoreError(f"trial {target}: is {row.state} already")
+        driver.forget_secrets(row.sweep_id, store, home)
     print_line(f"{target} is cancelled")
 
 

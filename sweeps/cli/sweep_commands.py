@@ -3,7 +3,6 @@
 A terminal gets a live view of a running sweep, anything else plain lines.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +23,6 @@ from sweeps.home import Home
 
 if TYPE_CHECKING:
     from sweeps.admission import Plan
-    from sweeps.spec.sweep_spec import SweepSpec
 
 _MAX_ROWS = 200
 
@@ -89,11 +87,11 @@ def run(
     from sweeps.admission import prepare_dataset
     from sweeps.cli.driving import drive_here
     from sweeps.database.store import open_store
-    from sweeps.service import record, runnable
+    from sweeps.service import record
 
     check_detach(detach, address)
     home = Home.from_environment()
-    plan = _plan(spec, home, runnable)
+    plan = _plan(spec, home)
     home.create()
     prepare_dataset(plan.spec, home.data_dir)
     store = open_store(home)
@@ -172,11 +170,9 @@ def schema() -> None:
     print_json(json_schema())
 
 
-def _plan(
-    path: Path, home: Home, change: "Callable[[SweepSpec], SweepSpec] | None" = None
-) -> "Plan":
+def _plan(path: Path, home: Home) -> "Plan":
     """Decides on a specification, with a progress bar on a terminal."""
     from sweeps.service import make_plan
 
     with reckoning() as on_spec:
-        return make_plan(path, home, on_spec, change=change)
+        return make_plan(path, home, on_spec)

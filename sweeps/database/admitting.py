@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from accounting import Mechanism
 from accounting.ledger.records import Request
 from accounting.ledger.transaction import LedgerTransaction
+from accounting.terms import Spending
 from sweeps.database import rows
 from sweeps.database.states import TrialState
 from sweeps.database.tables import finite_or_none, sweeps, trials
@@ -23,13 +23,13 @@ class NewTrial:
     Attributes:
         trial_id: Unique.
         number: Place in the sweep, from 0.
-        mechanism: What the budget is asked to pay for; None where the trial is rejected without
-            asking.
+        mechanism: What the budget is asked to pay for; of a private selection the selection.
+            None where the trial is rejected without asking.
         reason: Why it is rejected without asking, else empty.
         config: The hyperparameters, to show.
         trial_config: What the trainer gets once it is admitted; None where there is nothing that
             could run.
-        planned_iterations: Iterations that the decision covers.
+        planned_iterations: Iterations that the decision covers; 1 of a private selection.
         planned_epsilon: Epsilon of all of them; infinite where no bound is known.
         setting: The fields of the search space as they were proposed, for a search to learn from.
         repeat_of: The trial that was the first with its configuration, where it is another of the
@@ -38,7 +38,7 @@ class NewTrial:
 
     trial_id: str
     number: int
-    mechanism: Mechanism | None
+    mechanism: Spending | None
     reason: str
     config: Mapping[str, Any]
     trial_config: TrialConfig | None

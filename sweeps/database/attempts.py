@@ -196,6 +196,8 @@ class Attempts:
             if wish and not under_way:
                 raise HaltedError(f"trial {trial_id}: its sweep is asked to {wish}")
             number, lost = _history(connection, trial)
+            if rows.selects(connection, trial.sweep_id):
+                lost = 0  # how far it is, its charge may not tell; its worker counts
             if (rung := rows.waiting_rung(connection, trial)) is not None:
                 rows.set_aside(connection, trial_id, rung)  # who was to do so died
             elif lost < MAX_LOST:

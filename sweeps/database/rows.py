@@ -106,6 +106,12 @@ def fenced_trial(
     return trial
 
 
+def selects(connection: sa.Connection, sweep_id: str) -> bool:
+    """Whether a sweep is a private selection, all of which is one trial."""
+    spec: Any = connection.scalar(sa.select(sweeps.c.spec).where(sweeps.c.sweep_id == sweep_id))
+    return spec["privacy"]["policy"] == "private_selection"
+
+
 def beyond_limit(
     connection: sa.Connection, trial: sa.Row[Any], reservation: Reservation, iterations: int
 ) -> str:

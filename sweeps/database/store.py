@@ -24,6 +24,7 @@ from sweeps.database.outbox_rows import OutboxRows
 from sweeps.database.readmission import Readmission, readmit
 from sweeps.database.refused_rows import RefusedRows
 from sweeps.database.rung_rows import RungRows
+from sweeps.database.selecting import Selections
 from sweeps.database.states import AttemptEnd, SweepState, TrialState, Wish
 from sweeps.database.tables import (
     attempts,
@@ -79,6 +80,7 @@ class Store:
 
     Attributes:
         attempts: A worker's side.
+        selections: A worker's side of a private selection.
         rungs: A scheduler's side.
         gatherings: The same, where trials wait for each other.
         refused: What a budget refused and may yet admit.
@@ -89,6 +91,7 @@ class Store:
         self._ledger = ledger
         self._engine = ledger.engine
         self.attempts = Attempts(ledger)
+        self.selections = Selections(ledger)
         self.rungs = RungRows(ledger)
         self.gatherings = Gatherings(ledger)
         self.refused = RefusedRows(ledger)

@@ -59,7 +59,8 @@ def earlier_trials(plan: Plan, store: Store) -> list[Measured]:
         told = {
             row.trial_id: config
             for row in rows
-            if _same_resources(row.spec.get("resources", {}), resources)
+            if not _selects(row.spec)
+            and _same_resources(row.spec.get("resources", {}), resources)
             and (config := _config_if(row.trial_config, wanted)) is not None
         }
         times = _by_trial(connection, reports, list(told))
@@ -73,6 +74,11 @@ def earlier_trials(plan: Plan, store: Store) -> list[Measured]:
         if reported:
             found.append(_measured(config, row, reported, places[row.trial_id]))
     return found
+
+
+def _selects(spec: dict[str, Any]) -> bool:
+    """Whether it is a private selection: how long its trials took, nobody may reckon."""
+    return spec["privacy"]["policy"] == "private_selection"
 
 
 def _same_resources(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:

@@ -124,13 +124,15 @@ def reckon(plan: Plan, measured: Sequence[Measured], origin: str) -> Forecast:
     spec, resources = plan.spec, plan.spec.resources
     configs = [one.config for one in plan.admitted if one.config is not None]
     in_all = float(len(configs) + plan.proposed_later)
+    concurrent, at_least = resources.max_concurrent_trials, 1
     if plan.selection is not None and configs:
-        in_all = plan.selection.mean
+        # One after the other, and the best so far beside the one that runs.
+        in_all, concurrent, at_least = plan.selection.mean, 1, 2
     stops = any(value is not None for value in spec.stop.model_dump().values())
     unknown = Forecast(
         trials=in_all,
         unknown_trials=in_all,
-        concurrent=resources.max_concurrent_trials,
+        concurrent=concurrent,
         is_most=stops or not isinstance(spec.scheduler, FifoSpec),
         origin="unknown, for no trial of these shapes ran yet; --calibrate measures it"
         if configs
@@ -149,9 +151,9 @@ def reckon(plan: Plan, measured: Sequence[Measured], origin: str) -> Forecast:
     sizes = [each.checkpoint_bytes for each in known if each.checkpoint_bytes is not None]
     kept = most = None
     if len(sizes) == len(known):
-        kept = round(sum(sizes) * share)
+        kept = max(sizes) if plan.selection is not None else round(sum(sizes) * share)
         # While it runs, a trial has some more, and one that is being written.
-        most = kept + round(max(sizes) * KEPT_CHECKPOINTS * at_a_time)
+        most = kept + round(max(sizes) * KEPT_CHECKPOINTS * max(at_least, at_a_time))
     return dataclasses.replace(
         unknown,
         unknown_trials=in_all - count,

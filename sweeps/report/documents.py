@@ -8,7 +8,7 @@ from sweeps.database.tables import finite_or_none
 from sweeps.forecast.reckoning import Forecast
 from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.json_numbers import legal_json
-from sweeps.report.results import SweepResults
+from sweeps.report.results import SweepResults, TrialSummary
 
 _AVERAGES = ("ema_eval_accuracy", "ema_eval_loss", "polyak_eval_accuracy", "polyak_eval_loss")
 
@@ -58,6 +58,12 @@ def plan_json(plan: Plan, forecast: Forecast) -> dict[str, Any]:
         ],
     }
     return legal_json(document)
+
+
+def _iterations(trial: TrialSummary) -> int | None:
+    if trial.is_secret:
+        return None
+    return trial.end_step if trial.selects else trial.planned_iterations
 
 
 def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
                 "eval_loss": trial.last.eval_loss if trial.last else None,
                 **{name: getattr(trial.last, name) if trial.last else None for name in _AVERAGES},
                 "step": trial.last.step if trial.last else 0,
-                "iterations": trial.planned_iterations,
+                "iterations": _iterations(trial),
                 "repeat_of": trial.repeat_of,
                 "parent_trial_id": trial.parent_trial_id,
                 "parent_step": trial.parent_step,

@@ -24,6 +24,7 @@ from sweeps.database.states import TrialState
 from sweeps.database.store import Store
 from sweeps.report.results import Configuration, SweepResults, TrialSummary, read_results
 from sweeps.report.table import (
+    NO_VALUE,
     STATE_STYLES,
     brief_config,
     describe_config,
@@ -44,6 +45,7 @@ _LINE_EVERY_SECS = 10.0
 _READING_SHARE = 0.1
 _LAST_FRAME_SECS = 5.0
 _MAX_RUNNING_SHOWN = 8
+_SECRET = "a private selection: how far it is stays secret"
 
 
 # --- What there is to say: pure, on anybody's clock ----------------------------------------
@@ -63,7 +65,8 @@ class Progress:
 
     Attributes:
         counts: Trials by state; states without trials are left out.
-        done_steps: Steps charged so far, over all trials.
+        done_steps: Steps charged so far, over all trials but private selections, whose steps
+            nobody may count.
         released_steps: Steps that were admitted and will not run: trials ended before them.
         admitted_steps: Steps that were admitted.
         steps_per_sec: Over the recent past; None where that is too short to say.
@@ -97,7 +100,11 @@ def progress(results: SweepResults, history: Sequence[Sample], now: float) -> Pr
         history: Earlier samples, oldest first; `sample` takes one.
         now: Seconds, on the clock of the samples.
     """
-    admitted = [trial for trial in results.trials if trial.state is not TrialState.REJECTED]
+    admitted = [
+        trial
+        for trial in results.trials
+        if trial.state is not TrialState.REJECTED and not trial.selects
+    ]
     done = sum(trial.charged_iterations for trial in admitted)
     total = sum(trial.planned_iterations for trial in admitted)
     released = sum(
@@ -105,7 +112,7 @@ def progress(results: SweepResults, history: Sequence[Sample], now: float) -> Pr
         for trial in admitted
         if trial.state.is_finished
     )
-    rate = _rate(history, done, now)
+    rate = _rate(history, done, now) if total else None
     left = total - done - released
     return Progress(
         counts={state: n for state in TrialState if (n := results.count(state))},
@@ -222,14 +229,17 @@ def _change(trial: TrialSummary, old: TrialState, names: Sequence[str]) -> list[
     waited = old in (TrialState.QUEUED, TrialState.ADMITTED)
     if trial.state is TrialState.RUNNING or (waited and trial.charged_iterations):
         config = describe_config(trial.config, [name for name in names if name != "iterations"])
-        steps = f"{trial.planned_iterations} steps, ε up to {show_epsilon(trial.planned_epsilon)}"
+        steps = f"{trial.planned_iterations} steps"
+        if trial.selects:
+            steps = _SECRET
+        steps += f", ε up to {show_epsilon(trial.planned_epsilon)}"
         word = "resumed" if old is TrialState.PAUSED else "started"
         lines.append(f"trial {trial.number} {word}: {config + '; ' if config else ''}{steps}")
     if trial.state.is_finished:
         end = f"trial {trial.number} {trial.state.lower()}"
         if trial.eval_accuracy is not None:
             end += f": {_reached(trial)}"
-        end += f" ({trial.charged_iterations}/{trial.planned_iterations} steps)"
+        end += "" if trial.selects else f" ({_steps(trial)} steps)"
         reason = one_line(trial.reason, 300)
         lines.append(f"{end}: {reason}" if reason else end)
     elif trial.state is TrialState.PAUSED:
@@ -237,9 +247,17 @@ def _change(trial: TrialSummary, old: TrialState, names: Sequence[str]) -> list[
     return lines
 
 
+def _steps(trial: TrialSummary) -> str:
+    if trial.selects:
+        return NO_VALUE
+    return f"{trial.charged_iterations}/{trial.planned_iterations}"
+
+
 def _progress_line(now: Progress) -> str:
-    steps = f"{now.done_steps}/{now.admitted_steps - now.released_steps} steps"
-    parts = [f"{steps} ({now.fraction:.0%})", _pace(now), _count_words(now)]
+    parts = [_pace(now), _count_words(now)]
+    if now.admitted_steps:
+        steps = f"{now.done_steps}/{now.admitted_steps - now.released_steps} steps"
+        parts.insert(0, f"{steps} ({now.fraction:.0%})")
     if now.best is not None:
         parts.append(f"best {_reached(now.best)} ({list_numbers(now.best.numbers)})")
     return "; ".join(part for part in parts if part)
@@ -262,16 +280,8 @@ def panel(results: SweepResults, now: Progress, elapsed_secs: float) -> Renderab
         counts.append("  " if counts else "")
         counts.append(f"{count} {state.lower()}", style=STATE_STYLES[state])
     lines.append(counts)
-    bar = Table.grid(padding=(0, 1))
-    bar.add_column(ratio=1)
-    bar.add_column(no_wrap=True)
-    bar.expand = True
-    settled = now.done_steps + now.released_steps
-    steps = f"{now.done_steps:,}/{now.admitted_steps:,} steps"
-    if now.released_steps:
-        steps += f", {now.released_steps:,} released"
-    bar.add_row(ProgressBar(total=max(now.admitted_steps, 1), completed=settled), Text(steps))
-    lines.append(bar)
+    secret = any(trial.selects for trial in results.trials)
+    lines.append(Text(_SECRET, style="dim") if secret else _bar(now))
     time_words = [f"{show_secs(elapsed_secs)} so far", _pace(now)]
     lines.append(Text(", ".join(word for word in time_words if word), style="dim"))
     names = varying_names([trial.config for trial in results.trials])
@@ -287,6 +297,19 @@ def panel(results: SweepResults, now: Progress, elapsed_secs: float) -> Renderab
     return Group(*lines)
 
 
+def _bar(now: Progress) -> Table:
+    bar = Table.grid(padding=(0, 1))
+    bar.add_column(ratio=1)
+    bar.add_column(no_wrap=True)
+    bar.expand = True
+    settled = now.done_steps + now.released_steps
+    steps = f"{now.done_steps:,}/{now.admitted_steps:,} steps"
+    if now.released_steps:
+        steps += f", {now.released_steps:,} released"
+    bar.add_row(ProgressBar(total=max(now.admitted_steps, 1), completed=settled), Text(steps))
+    return bar
+
+
 def _running(trials: Sequence[TrialSummary], names: Sequence[str]) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
     for _ in range(3):
@@ -295,7 +318,7 @@ def _running(trials: Sequence[TrialSummary], names: Sequence[str]) -> Table:
     for trial in trials[:_MAX_RUNNING_SHOWN]:
         table.add_row(
             Text(f"trial {trial.number}", style="cyan"),
-            f"{trial.charged_iterations}/{trial.planned_iterations}",
+            _steps(trial),
             show_accuracy(trial.eval_accuracy),
             Text(", ".join(brief_config(trial.config, names)), style="dim"),
         )

@@ -70,6 +70,8 @@ class TrialSummary:
         parent_trial_id: Of a fork, the trial that it goes on from; else None.
         parent_step: The step from which it does.
         repeat_of: The first trial with its configuration, where it repeats that; else None.
+        selects: Whether it stands for a private selection, whose winner it is once it has ended.
+            Its iterations are then counted as the ledger does: 1 for all of it.
     """
 
     trial_id: str
@@ -85,6 +87,12 @@ class TrialSummary:
     parent_trial_id: str | None = None
     parent_step: int | None = None
     repeat_of: str | None = None
+    selects: bool = False
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether how far it is may not be told: a private selection before its winner is out."""
+        return self.selects and self.last is None
 
     @property
     def end_step(self) -> int:
@@ -358,6 +366,7 @@ def read_results(store: Store, sweep_id: str) -> SweepResults:
                 parent_trial_id=row.parent_trial_id,
                 parent_step=row.parent_step,
                 repeat_of=row.repeat_of,
+                selects=sweep.spec["privacy"]["policy"] == "private_selection",
             )
             for row in store.trials(sweep_id)
         ),

@@ -473,7 +473,7 @@ def _result_rows(configuration: Configuration) -> Iterator[_Row]:
 def _result_row(trial: TrialSummary, style: str = "bold") -> _Row:
     rejected = trial.state is TrialState.REJECTED
     step = trial.last.step if trial.last else trial.charged_iterations
-    steps = NO_VALUE if rejected else f"{step}/{trial.end_step}"
+    steps = NO_VALUE if rejected or trial.is_secret else f"{step}/{trial.end_step}"
     return _Row(
         number=trial.number,
         before=(

@@ -171,6 +171,8 @@ def update(
                 told.params |= _sweep_params(sweep)
             case "trial_start" if trial is not None:
                 told.params |= _sweep_params(sweep) | _hyperparameters(trial.config)
+            case "winner" if trial is not None:
+                told.params |= _hyperparameters(trial.config)
             case "metrics":
                 told.metrics += metrics(payload, message.created_at)
             case "trial_end":

@@ -18,7 +18,7 @@ from sweeps.database.store import open_store
 from sweeps.driver import drive, driving
 from sweeps.errors import SweepError
 from sweeps.home import Home
-from sweeps.service import cluster_for, make_plan, record, runnable
+from sweeps.service import cluster_for, make_plan, record
 
 
 def _main(paths: list[Path]) -> None:
@@ -31,7 +31,7 @@ def _main(paths: list[Path]) -> None:
         for path in paths:
             sweep_id, error = "", ""
             try:
-                plan = make_plan(path, home, change=runnable)
+                plan = make_plan(path, home)
                 prepare_dataset(plan.spec, home.data_dir)
                 if not has_ray:
                     ray.enter_context(cluster_for(plan.spec, home, LOCAL))

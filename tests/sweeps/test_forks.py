@@ -189,7 +189,7 @@ def test_under_private_selection_nothing_goes_on_from_another(home):
     pretend(store, parent, 5)
     new = new_fork(store, home, parent, {})
     spec = store.sweeps()[0].spec
-    spec["privacy"]["policy"] = "private_selection"  # as no sweep that runs can say yet
+    spec["privacy"]["policy"] = "private_selection"
     with writing(store.ledger.engine) as connection:
         connection.execute(sweeps.update().values(spec=spec))
     with pytest.raises(StoreError, match="under private_selection no trial goes on"):

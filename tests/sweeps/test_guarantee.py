@@ -29,6 +29,12 @@ def test_flat_clipping_goes_without_saying():
     assert said() == guarantee({"privacy": PRIVACY}) == f"{PROMISE} {PUBLIC}"
 
 
+def test_a_private_selection_says_what_the_clock_tells():
+    text = guarantee({"privacy": {**PRIVACY, "policy": "private_selection"}})
+    assert "who watches the machine or the clock learns about that number" in text
+    assert "clock" not in said()
+
+
 @pytest.mark.parametrize("mode", ["per_layer", "automatic", "quantile"])
 def test_any_other_mode_is_named(mode):
     text = said(mode=mode)

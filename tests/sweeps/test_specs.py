@@ -46,6 +46,8 @@ def smaller(spec):
     for number, node in enumerate(grids):
         values = node["grid_search"]
         node["grid_search"] = values[:1] if drawn or number else values[:: -(-len(values) // MOST)]
+    if selection := spec["privacy"].get("selection"):
+        selection["mean"] = MOST
     spec.setdefault("resources", {})["max_concurrent_trials"] = 1
     return spec
 

@@ -10,6 +10,7 @@ the compiled program wants more memory than the device has, or runs out of it wh
 one is tried as well and taken if it is faster.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,7 +22,8 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,22 @@ def _digest(closed: Any, batch: Batch, clipping: Clipping, microbatch_size: int 
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+_KEPT_IN: ContextVar[Path | None] = ContextVar("kept_in", default=None)
+
+
+@contextlib.contextmanager
+def kept_in(folder: Path) -> Generator[None]:
+    """Keeps what is chosen within a block in a folder, for who must not tell what it runs."""
+    token = _KEPT_IN.set(folder)
+    try:
+        yield
+    finally:
+        _KEPT_IN.reset(token)
+
+
 def _folder() -> Path:
+    if (folder := _KEPT_IN.get()) is not None:
+        return folder
     home = os.environ.get(HOME_VARIABLE) or Path.home() / ".dp-sweeps"
     return Path(home).expanduser() / "clipping"
 

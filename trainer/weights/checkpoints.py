@@ -219,6 +219,29 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)  # gone already where all went well
 
 
+def write_anew(path: Path, target: Path) -> None:
+    """Writes a copy of a checkpoint that does not tell when the first was written.
+
+    A copy of its files would: Orbax keeps the time in several of them.
+
+    Args:
+        path: A checkpoint directory.
+        target: As ``path`` of `save_checkpoint`.
+
+    Raises:
+        CheckpointError: If the first is absent or damaged, or the copy cannot be written.
+    """
+    manifest = read_manifest(path)
+    facts = {field.name: getattr(manifest, field.name) for field in dataclasses.fields(manifest)}
+    del facts["files"]
+    leaves = {
+        name: [tree[str(index)] for index in range(len(tree))]
+        for name in ("opt_state", "averages")
+        for tree in (_read_any_tree(path / name) if (path / name).is_dir() else {},)
+    }
+    save_checkpoint(target, params=_read_any_tree(path / "params"), **leaves, **facts)
+
+
 def _put_in_place(partial: Path, path: Path) -> None:
     """Renames a synced directory, and makes that durable; one that was there is removed after."""
     replaced = path.with_name(f".{path.name}.replaced")
@@ -393,6 +416,21 @@ def _read_tree(path: Path, like: Any) -> Any:
             return checkpointer.restore(path.resolve(), target=jax.device_get(like))
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r}: does not fit: {error}") from error
+
+
+def _read_any_tree(path: Path) -> Any:
+    """A tree in the form in which it was written."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer(multiprocessing_options=_by_itself()) as checkpointer:
+            written: Any = checkpointer.metadata(path.resolve()).item_metadata.tree
+            like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), written)
+            return checkpointer.restore(path.resolve(), target=like)
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"checkpoint {str(path)!r}: cannot be read: {error}") from error
 
 
 def _arrays(tree: Any) -> set[str]:

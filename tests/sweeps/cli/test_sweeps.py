@@ -1,6 +1,7 @@
 """The command line in this process, without Ray: decisions, bad input, exit codes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -415,18 +416,37 @@ def test_check_of_a_list_that_is_too_dear(command, tmp_path):
     assert "which exceeds 3 at delta 1e-05" in " ".join(out.split())
 
 
-def test_a_private_selection_is_reckoned_and_not_run(command, home, tmp_path):
+def test_a_private_selection_that_is_too_dear_is_one_rejected_row(command, home, tmp_path):
+    path = write(tmp_path, {**SELECTION, "privacy.target_epsilon": 1.2})
+    code, out, _ = command("run", path, "--json")
+    (trial,) = json.loads(out)["trials"]
+    assert code == 3
+    assert (trial["state"], trial["iterations"], trial["curve"]) == ("REJECTED", None, [])
+    assert re.search(r"selection costs epsilon [\d.]+, which exceeds 1.2 at", trial["reason"])
+    assert trial["epsilon"] > 1.2
+    # What every draw has in common, and nothing that is drawn.
+    assert trial["config"].keys() >= {"optimizer", "learning_rate", "iterations"}
+    assert "expected_batch_size" not in trial["config"]
+    assert not (home / "secrets").exists()
+    code, out, _ = command("show")
+    assert "exceeds 1.2" in " ".join(out.split())
+
+
+def test_of_a_private_selection_no_candidate_may_exceed_the_limit_of_one(command, tmp_path):
+    path = write(tmp_path, {**SELECTION, "privacy.trial_epsilon": 0.01})
+    code, out, _ = command("run", path, "--json")
+    (trial,) = json.loads(out)["trials"]
+    assert (code, trial["state"], trial["epsilon"]) == (3, "REJECTED", None)
+    assert trial["reason"].startswith("no candidate may be drawn: epsilon ")
+
+
+def test_a_private_selection_is_reckoned(command, home, tmp_path):
     path = write(tmp_path, SELECTION)
     code, out, _ = command("check", path, "--json")
     document = json.loads(out)
     assert code == 0
     assert document["selection"]["mean"] == 5
     assert [other["policy"] for other in document["alternatives"]] == ["declared"]
-    code, out, err = command("run", path)
-    assert (code, out) == (2, "")
-    assert f"{path}:" in err
-    assert "dp-sweeps check" in err
-    assert "declared" in err
     assert not home.exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sweeps.database.states import TrialState
-from sweeps.database.tables import attempts, checkpoints, reports, trials, writing
+from sweeps.database.tables import attempts, checkpoints, reports, sweeps, trials, writing
 from sweeps.forecast.earlier_trials import earlier_trials
 from sweeps.forecast.measured import Measured
 from sweeps.forecast.reckoning import Range, forecast, reckon
@@ -137,6 +137,23 @@ def test_what_a_search_proposes_later_is_like_what_it_begins_with(tmp_path):
     assert vars(found.wall_secs) == exactly(48.0)
 
 
+def test_a_private_selection_runs_its_trials_one_after_the_other_and_keeps_one(tmp_path):
+    policy = {"policy": "private_selection", "target_epsilon": 50.0, "target_delta": 1e-5}
+    law = {"selection": {"distribution": "geometric", "mean": 6}}
+    space = {**SPEC["search_space"], "learning_rate": {"uniform": [0.5, 4.0]}}
+    plan = plan_of(
+        tmp_path,
+        privacy={**policy, **law},
+        search_space=space,
+        resources={"max_concurrent_trials": 4},
+    )
+    found = reckon(plan, like(plan, (2.0, 0.5)), "")
+    assert (found.trials, found.concurrent) == (6, 1)
+    assert vars(found.wall_secs) == exactly(6 * 12.0)
+    # The best so far has two, and the trial under way two and one that is written.
+    assert (found.checkpoint_bytes, found.most_checkpoint_bytes) == (1000, 5000)
+
+
 def test_nothing_admitted_takes_nothing(tmp_path):
     plan = plan_of(tmp_path, privacy={**SPEC["privacy"], "target_epsilon": 0.01})
     assert reckon(plan, [], "").trials == 0
@@ -194,6 +211,12 @@ def test_earlier_trials_tell_from_their_rows(tmp_path):
         forks = trials.update().where(trials.c.trial_id == first).values(parent_trial_id=second)
         connection.execute(forks)
     assert [one.config.learning_rate for one in earlier_trials(plan, store)] == [1.0]
+    # Nobody reckons how long the trials of a private selection took.
+    spec = store.sweep(sweep_id).spec
+    spec["privacy"]["policy"] = "private_selection"
+    with writing(store.ledger.engine) as connection:
+        connection.execute(sweeps.update().values(spec=spec))
+    assert not earlier_trials(plan, store)
     store.ledger.close()
 
 

@@ -1,5 +1,6 @@
 """The live view: words about progress on a simulated clock, and a thread that harms nothing."""
 
+import dataclasses
 import io
 import threading
 from typing import Any
@@ -112,6 +113,38 @@ def test_durations():
 
 
 # --- Plain lines ---------------------------------------------------------------------------
+
+
+def selection(state: TrialState, **changes: Any) -> TrialSummary:
+    """A private selection: charged at once, and silent until its winner is out."""
+    began = {TrialState.ADMITTED: 0}.get(state, 1)
+    summary = dataclasses.replace(trial(0, state), planned_iterations=1, selects=True)
+    return dataclasses.replace(summary, charged_iterations=began, **changes)
+
+
+WINNER = (CurvePoint(100, 1, 5.0, 0.8, 0.5),)
+
+
+def test_of_a_private_selection_nothing_is_told_before_its_winner():
+    running = ongoing(selection(TrialState.RUNNING, config={"optimizer": "adam"}))
+    opening, later, ended = told(
+        (running, 0.0),
+        (running, 60.0),
+        (ongoing(selection(TrialState.COMPLETED, curve=WINNER)), 120.0),
+    )
+    assert opening[2:] == [
+        "trial 0 started: a private selection: how far it is stays secret, ε up to 5"
+    ]
+    assert later == ["1 running"]
+    assert ended[0] == "trial 0 completed: 80.00% at ε = 5"
+    file = io.StringIO()
+    now = progress(running, [sample(running, 0.0)], 30.0)
+    Console(file=file, width=90).print(panel(running, now, 30.0))
+    shown = file.getvalue()
+    assert "how far it is stays secret" in shown
+    assert "30 s so far" in shown
+    assert "steps" not in shown
+    assert "1/1" not in shown
 
 
 def told(*frames: tuple[SweepResults, float]) -> list[list[str]]:

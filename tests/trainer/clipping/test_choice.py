@@ -76,6 +76,18 @@ def test_measures_once_for_each_program_and_shape(measured):
     assert len(home_files()) == 3
 
 
+def test_what_is_chosen_can_be_kept_elsewhere(measured, tmp_path):
+    with choice_module.kept_in(tmp_path / "clipping"):
+        auto()(*ARGS)
+    count = len(measured)
+    assert count > 0
+    assert len(list((tmp_path / "clipping").iterdir())) == 1
+    assert not (Path(os.environ["DP_SWEEPS_HOME"]) / "clipping").exists()
+    auto()(*ARGS)
+    assert len(measured) == 2 * count, "nor is it known here"
+    assert len(home_files()) == 1
+
+
 def test_measures_while_the_caller_traces_and_closes_over_traced_values(measured):
     @jax.jit
     def step(params, rows, factor):

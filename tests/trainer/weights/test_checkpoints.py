@@ -1,10 +1,12 @@
 import dataclasses
 import json
+import time
 from typing import get_args
 
 import numpy as np
 import pytest
 
+from tests.trainer.killed_trial import arrays
 from trainer.config import ClippingConfig, DataConfig, ModelConfig, ModelName, TrialConfig
 from trainer.errors import CheckpointError
 from trainer.weights.checkpoints import (
@@ -15,10 +17,12 @@ from trainer.weights.checkpoints import (
     load_params,
     read_manifest,
     save_checkpoint,
+    write_anew,
 )
 
 PARAMS = {"layer": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}}
 OPT_STATE = ({"momentum": np.ones(3, np.float32)}, ())
+UNCHANGED = ("step", "architecture", "dataset_fingerprint", "config_digest")
 SHAPE = architecture(ModelConfig(name="mlp"), (8, 8, 1), 10)
 
 
@@ -67,6 +71,38 @@ def test_a_checkpoint_from_before_clip_norms_moved_is_read(saved):
     del raw["l2_clip_norm"]
     file.write_text(json.dumps({**raw, "format": 1}))
     assert read_manifest(saved).l2_clip_norm is None
+
+
+def test_a_copy_is_the_same_and_was_written_now(saved, tmp_path):
+    many = tuple(np.full(2, index, np.float32) for index in range(12))
+    save_checkpoint(
+        saved,
+        params=PARAMS,
+        opt_state=many,
+        averages={"ema": PARAMS},
+        l2_clip_norm=0.3,
+        **{name: getattr(read_manifest(saved), name) for name in UNCHANGED},
+    )
+    before = time.time_ns()
+    copy = tmp_path / "elsewhere" / "step-00000005"
+    write_anew(saved, copy)
+    ours, theirs = (dataclasses.asdict(read_manifest(path)) for path in (copy, saved))
+    assert ours.pop("files") != theirs.pop("files")
+    assert ours == theirs
+    assert arrays(copy) == arrays(saved)
+    for mine, written in zip(load_opt_state(copy, many), many, strict=True):
+        np.testing.assert_array_equal(mine, written)
+    for path in copy.rglob("_CHECKPOINT_METADATA"):
+        told = json.loads(path.read_text())
+        assert told["init_timestamp_nsecs"] > before, path
+    assert len(list(copy.rglob("_CHECKPOINT_METADATA"))) == 3
+
+
+def test_a_damaged_checkpoint_is_not_copied(saved, tmp_path):
+    (saved / "checkpoint.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        write_anew(saved, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_nothing_else_is_left_beside_it(saved):
