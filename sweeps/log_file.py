@@ -20,6 +20,9 @@ class LogFile:
 
     Args:
         path: The file; it and its folder are made if need be.
+
+    Attributes:
+        listens: Whether it appends, true at first: another's turn may be none of its business.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,6 +30,8 @@ class LogFile:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._handler = _Handler(path, encoding="utf-8", delay=True)
         self._handler.setFormatter(logging.Formatter(_FORMAT))
+        self.listens = True
+        self._handler.addFilter(lambda _: self.listens)
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             logger.addHandler(self._handler)
@@ -44,7 +49,7 @@ class LogFile:
         for name in _LOGGERS:
             logger = logging.getLogger(name)
             logger.removeHandler(self._handler)
-            logger.propagate = True
+            logger.propagate = not logger.handlers  # there may be other files
         with suppress(OSError):
             self._handler.close()
 

@@ -56,15 +56,19 @@ def _of_budget(spec: SweepSpec, sweep_id: str, store: Store) -> Iterator[str]:
 
 
 def _of_time(
-    spec: SweepSpec, times: Sequence[tuple[float, float | None]], now: float
+    spec: SweepSpec, times: Sequence[tuple[str, float, float | None]], now: float
 ) -> Iterator[str]:
     rules, resources = spec.stop, spec.resources
-    spans = sorted((start, now if end is None else end) for start, end in times)
+    spans = sorted((start, now if end is None else end) for _, start, end in times)
     busy = busy_secs(spans)
     if rules.time_budget_s is not None and busy >= rules.time_budget_s:
         yield f"stop.time_budget_s: trials have run for {busy:.0f} s, of {rules.time_budget_s:g}"
     devices = resources.gpus_per_trial or resources.cpus_per_trial
-    hours = sum(end - start for start, end in spans) * devices / 3600
+    of_workers: dict[str, list[tuple[float, float]]] = {}
+    for worker, start, end in sorted(times, key=lambda each: each[1]):
+        of_workers.setdefault(worker, []).append((start, now if end is None else end))
+    # A worker may have several trials at once.
+    hours = sum(map(busy_secs, of_workers.values())) * devices / 3600
     if rules.accelerator_hours is not None and hours >= rules.accelerator_hours:
         yield f"stop.accelerator_hours: {hours:.3g} are spent, of {rules.accelerator_hours:g}"
 

@@ -6,22 +6,26 @@ ones is not over before the last has ended; those that wait at rungs keep what t
 and are pruned when nothing but them and refused ones is left.
 """
 
+import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from sweeps.database.states import SweepState, TrialState
 from sweeps.database.store import Store
+from sweeps.errors import DatabaseError
 from sweeps.proposals import Proposals
 from sweeps.schedule import Schedule
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.stopping import why_to_stop
+from trainer.config import TrialConfig
+from trainer.training.plan import shape_of
 
 
 class TrialQueue:
-    """Hands out the trials of a sweep one by one.
+    """Hands out the trials of a sweep one by one, or by several of one shape.
 
     Args:
         spec: The sweep's specification.
@@ -85,9 +89,45 @@ class TrialQueue:
             self._in_hand += 1
         return found
 
-    def put_down(self) -> None:
-        """Is told when nobody works any more on a trial that was handed out."""
-        self._in_hand -= 1
+    def take_pack(self, size: int, workers: int) -> list[str]:
+        """The next trials of one shape, as many as are there now.
+
+        Args:
+            size: How many at most, >= 1.
+            workers: Among how many those that wait are shared out, so that none is idle, >= 1.
+        """
+        if self._proposals is None:
+            size = min(size, max(1, -(-len(self._waiting) // workers)))
+        pack: list[str] = []
+        shapes: set[Hashable] = set()
+        while len(pack) < size:
+            try:
+                found = self.take()
+            except Exception:
+                if not pack:
+                    raise
+                break  # those that were taken are to run; whatever it is comes again
+            if found is None:
+                break
+            row = self._row(found) if size > 1 else None
+            if row is not None and row.trial_config is not None:
+                shapes.add(shape_of(TrialConfig.from_json(row.trial_config)))
+                if len(shapes) > 1:  # it comes next
+                    self._waiting.appendleft(row)
+                    self._left += 1
+                    self._in_hand -= 1
+                    break
+            pack.append(found)
+        return pack
+
+    def _row(self, trial_id: str) -> sa.Row[Any] | None:
+        with contextlib.suppress(DatabaseError):  # one of another shape is slow, and not wrong
+            return self._store.trial(trial_id)
+        return None
+
+    def put_down(self, count: int = 1) -> None:
+        """Is told when nobody works any more on some trials that were handed out."""
+        self._in_hand -= count
 
     def is_over(self) -> bool:
         """Whether no other trial comes, for now at least."""

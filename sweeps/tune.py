@@ -26,20 +26,22 @@ from ray.tune.search import Searcher
 from sweeps.database.store import open_store
 from sweeps.errors import DatabaseError, StoreError, SweepError
 from sweeps.home import Home
+from sweeps.pack_run import PackRun
 from sweeps.schedule import Schedule
 from sweeps.selection_run import SelectionRun
+from sweeps.spec.resources_spec import ResourcesSpec
 from sweeps.spec.sweep_spec import SweepSpec
 from sweeps.trial_queue import TrialQueue
-from sweeps.worker import TrialRun
 from trainer.reporting import releasable
 
 _LOG = logging.getLogger(__name__)
-_TRIAL_ID = "trial_id"
+_TRIAL_IDS, _WIDTH = "trial_ids", "width"
+_REPORTED = "reported"
 _METRIC = "eval_accuracy"
 _STEP = "step"
 _LOOK_EVERY_SECS = 0.5
 # A result that ends the trial for Tune.
-_NOTHING_MORE = {DONE: True, _STEP: 0, _METRIC: 0.0}
+_NOTHING_MORE = {DONE: True, _STEP: 0, _METRIC: 0.0, _REPORTED: ()}
 
 
 def run_trials(
@@ -69,6 +71,8 @@ def run_trials(
     worker = _Selector if spec.privacy.policy == "private_selection" else _Worker
     trainable = tune.with_resources(worker, dict(resources))
     given = _Given(queue)
+    trainable = tune.with_resources(_Worker, dict(resources))
+    given = _Given(queue, spec.resources)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
@@ -79,7 +83,7 @@ def run_trials(
             scheduler=_Decided(schedule),
             max_concurrent_trials=spec.resources.max_concurrent_trials,
             reuse_actors=True,
-            trial_name_creator=_trial_id,
+            trial_name_creator=lambda trial: _trial_ids(trial)[0],
             trial_dirname_creator=lambda trial: trial.trial_id,  # ours may come twice
         ),
         run_config=tune.RunConfig(
@@ -103,6 +107,8 @@ def run_trials(
 class _Worker(tune.Trainable):
     """One process that runs trials one after another, with its compiled programs kept.
 
+    What Tune takes for one trial may be several of ours, which share a program.
+
     Tune may set an actor up for a trial and then give that trial to another actor, so nothing is
     begun before the first step is asked for.
     """
@@ -117,13 +123,23 @@ class _Worker(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._run.close()
         self._run = self.kind(self._store, self._home, new_config[_TRIAL_ID])
+        self._run = self._given(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._run.close()
+        self._run = self._given(new_config)
         return True
 
+    def _given(self, config: Mapping[str, Any]) -> PackRun:
+        return PackRun(self._store, self._home, config[_TRIAL_IDS], config[_WIDTH])
+
     def step(self) -> dict[str, Any]:
-        report = self._run.next_report()
-        if report is None:
+        reports = self._run.next_reports()
+        if not reports:
             return dict(_NOTHING_MORE)
-        return {DONE: report.outcome != "running", **releasable(report)}
+        going = [each for each, report in reports.items() if report.outcome == "running"]
+        *_, last = reports.values()
+        return {DONE: self._run.is_over, _REPORTED: going, **releasable(last)}
 
     def cleanup(self) -> None:
         self._run.close()
@@ -140,14 +156,16 @@ class _Given(Searcher):
 
     Args:
         queue: Hands out the trials.
+        resources: How many workers there are, and how many trials each takes.
 
     Attributes:
         error: What ended it before there was none left; else None.
     """
 
-    def __init__(self, queue: TrialQueue) -> None:
+    def __init__(self, queue: TrialQueue, resources: ResourcesSpec) -> None:
         super().__init__(metric=_METRIC, mode="max")
-        self._queue = queue
+        self._queue, self._resources = queue, resources
+        self._taken: dict[str, int] = {}
         self.error: SweepError | None = None
 
     def set_search_properties(
@@ -156,9 +174,12 @@ class _Given(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> Any:
+        resources = self._resources
         try:
-            if found := self._queue.take():
-                return {_TRIAL_ID: found}
+            width, workers = resources.trials_per_worker, resources.max_concurrent_trials
+            if found := self._queue.take_pack(width, workers):
+                self._taken[trial_id] = len(found)
+                return {_TRIAL_IDS: found, _WIDTH: width}
             return Searcher.FINISHED if self._queue.is_over() else None
         except DatabaseError:  # away for a while: Tune asks again
             _LOG.exception("no trial could be taken up")
@@ -174,7 +195,7 @@ class _Given(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Whatever became of it is in the database."""
-        self._queue.put_down()
+        self._queue.put_down(self._taken.pop(trial_id, 0))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing, as below."""
@@ -219,20 +240,25 @@ class _Decided(FIFOScheduler):
         self._schedule = schedule
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        goes_on = [self._decide(trial_id) for trial_id in result[_REPORTED]]
+        # Of a pack the worker itself leaves out those that do not go on.
+        stops = len(_trial_ids(trial)) == 1 and not all(goes_on)
+        return TrialScheduler.STOP if stops else TrialScheduler.CONTINUE
+
+    def _decide(self, trial_id: str) -> bool:
         try:
-            goes_on = self._schedule.decide(_trial_id(trial))
+            return self._schedule.decide(trial_id)
         except Exception:  # decided at the next report, from this one
-            _LOG.exception("trial %s: nothing was decided", _trial_id(trial))
-            return TrialScheduler.CONTINUE
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+            _LOG.exception("trial %s: nothing was decided", trial_id)
+            return True
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing, as above."""
         return {}
 
 
-def _trial_id(trial: Trial) -> str:
-    return str(trial.config[_TRIAL_ID])
+def _trial_ids(trial: Trial) -> list[str]:
+    return trial.config[_TRIAL_IDS]
 
 
 def _quieten() -> None:

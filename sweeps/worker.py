@@ -5,13 +5,14 @@ steps are charged before they are seen, its checkpoints are recorded once they a
 whoever takes it up next begins a new attempt, by which this one is fenced.
 """
 
+import functools
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from sweeps.checkpoint_places import CheckpointPlaces
 from sweeps.database.attempts import Assignment, Attempt
@@ -22,9 +23,12 @@ from sweeps.errors import DatabaseError, FencedError, HaltedError, PlaceError
 from sweeps.home import Home
 from sweeps.log_file import LogFile
 from sweeps.user_models import check_model_allowed
-from trainer.errors import CheckpointError, OutOfMemory
+from trainer.errors import CheckpointError, OutOfMemory, PackTooLarge
 from trainer.mechanism.branch import Branch
 from trainer.reporting import TrialReport, releasable
+
+if TYPE_CHECKING:
+    from trainer.pack import Pack
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_SECS = 2.0
@@ -42,15 +46,20 @@ class TrialRun:
         store: The database.
         home: Where state lives.
         trial_id: The trial.
+        pack: The trials with which it takes its steps; None for nobody.
     """
 
-    def __init__(self, store: Store, home: Home, trial_id: str) -> None:
+    def __init__(
+        self, store: Store, home: Home, trial_id: str, pack: "Pack | None" = None
+    ) -> None:
         self._attempts = store.attempts
         self._home = home
         self._places = CheckpointPlaces(home)
         self._trial_id = trial_id
+        self._pack = pack
         self._attempt: Attempt | None = None
-        self._reports: Generator[TrialReport] | None = None
+        self._reports: Generator[TrialReport | None] | None = None
+        self._waits = False
         self._sweep_id, self._branch_id = "", ""
         self._has_begun = False
         self._looked_at = 0.0
@@ -62,15 +71,22 @@ class TrialRun:
         self._log: LogFile | None = None
         self._is_down = False
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the trial has been put down."""
+        return self._is_down
+
     def next_report(self) -> TrialReport | None:
         """Runs to the next report, and records it.
 
         Returns:
             The report; None if nothing more is to be done here: the trial has been taken away or
-            put aside, or has ended, or the database is away. The rows say which.
+            put aside, or has ended, or the database is away. The rows say which. None also if it
+            waits for its pack to run; it is not down then.
         """
         if self._is_down:
             return None
+        self._listen(True)
         try:
             return self._next_report()
         except (FencedError, HaltedError) as error:
@@ -79,14 +95,22 @@ class TrialRun:
             _LOG.exception("trial %s: left where it is", self._trial_id)
         except Exception as error:
             self._fail(error)
+        finally:
+            self._listen(self._pack is None)
         self.close()
         return None
+
+    def _listen(self, listens: bool) -> None:
+        """Whether what this process says now is about this trial."""
+        if self._log is not None:
+            self._log.listens = listens
 
     def close(self) -> None:
         """Puts the trial down; its last checkpoint is whole then, and recorded."""
         if self._is_down:
             return
         self._is_down = True
+        self._listen(True)
         reports, self._reports = self._reports, None
         try:
             if reports is not None:
@@ -121,10 +145,13 @@ class TrialRun:
 
     def _next_report(self) -> TrialReport | None:
         # What was decided on the last report is in the rows by now.
-        if self._reports is not None and self._ask(lambda: self._attempts.is_to_wait(self._held)):
-            self.close()
-            self._ask(lambda: self._attempts.wait(self._held))
-            return None
+        if self._reports is not None and not self._waits:
+            if self._ask(lambda: self._attempts.is_to_wait(self._held)):
+                self.close()
+                self._ask(lambda: self._attempts.wait(self._held))
+                return None
+            if self._pack is not None:  # one that was pruned; of itself Tune would stop a pack
+                self._ask(lambda: self._attempts.check_holds(self._held))
         while True:
             try:
                 if self._reports is None:
@@ -141,6 +168,11 @@ class TrialRun:
                     )
                 )
                 continue
+            except PackTooLarge as error:
+                _LOG.warning("%s; going on alone", error)
+                self._reports = self._pack = None
+                self._ask(lambda: self._attempts.out_of_memory(self._held))
+                continue
             except (CheckpointError, PlaceError) as error:
                 if isinstance(error, CheckpointError) and not self._has_begun:
                     raise
@@ -149,6 +181,9 @@ class TrialRun:
                 self._ask(lambda why=str(error): self._attempts.pause(self._held, why))
                 return None
             break
+        self._waits = report is None
+        if report is None:
+            return None
         wish = self._record(report)
         if report.outcome != "running":
             self.close()
@@ -163,8 +198,8 @@ class TrialRun:
         assert self._attempt is not None
         return self._attempt
 
-    def _begin(self) -> Generator[TrialReport]:
-        from trainer.loop import trial_reports  # JAX: only here, in the worker's environment
+    def _begin(self) -> Generator[TrialReport | None]:
+        from trainer import loop  # JAX: only here, in the worker's environment
         from trainer.weights.checkpoints import first_readable
 
         worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -184,7 +219,10 @@ class TrialRun:
         self._sweep_id, self._last_step = given.sweep_id, given.config.iterations
         self._looked_at = time.monotonic()
         directory = self._home.checkpoint_dir(given.sweep_id, self._trial_id)
-        return trial_reports(
+        run: Callable[..., Generator[TrialReport | None]] = loop.trial_reports
+        if self._pack is not None:
+            run = functools.partial(loop.packed_reports, self._pack)
+        return run(
             given.config,
             data_home=self._home.data_dir,
             checkpoint_dir=directory / f"attempt-{self._attempt.number:04d}",

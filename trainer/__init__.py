@@ -12,9 +12,10 @@ a trial's way:
   `noise`
 * the model: `models`, `network` (what of it is trained), `weight_files`, `initial_weights`
 * a step: `objective`, `augmentation`, `optimizers`, `schedules`, `averages`, `step`; compiled for
-  resident examples in `resident`, for streamed ones in `streamed`; driven by `runners`
+  resident examples in `resident`, of several trials at once in `packed`, for streamed examples in
+  `streamed`; driven by `runners`
 * the trial: `devices`, `engine`, `beginning`, `trial`, `evaluation`, `checkpoints`, `reporting`
-  (what may leave), and `loop`, which puts them in order
+  (what may leave), and `loop`, which puts them in order; `pack`, of several that go together
 * `alone`: the room as a program, ``python -m trainer``
 
 Importing this package imports no JAX; the names below are loaded when first used.

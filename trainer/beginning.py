@@ -62,13 +62,18 @@ class Beginning:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of everything that steps depend on: `Branch.origin` of one that begins here."""
-        digest = hashlib.sha256(f"{self.step} {self.averages_start}".encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path((self.state, self.frozen)):
-            array = np.asarray(leaf)
-            name = f"\0{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0"
-            digest.update(name.encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return tree_digest((self.state, self.frozen), f"{self.step} {self.averages_start}")
+
+
+def tree_digest(tree: Any, more: str = "") -> str:
+    """SHA-256 of a pytree's arrays, their names and further facts."""
+    digest = hashlib.sha256(more.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        name = f"\0{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\0"
+        digest.update(name.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

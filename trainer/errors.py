@@ -7,6 +7,7 @@ TrainerError
 ├── ModelError                      a user model cannot be loaded, or may not be trained
 ├── CheckpointError                 a checkpoint is absent, damaged, of another shape or unwritable
 ├── OutOfMemory                     a step does not fit on the device
+├── PackTooLarge                    trials do not fit on the device together
 ├── ChargesError                    a run's own ledger is damaged, absent or of another mechanism
 ├── RunError                        a run's directory is not as it has to be
 └── SecretError                     a noise key cannot be kept or read
@@ -86,6 +87,10 @@ class OutOfMemory(TrainerError):
     def __init__(self, message: str, *, microbatch_size: int) -> None:
         super().__init__(message)
         self.microbatch_size = microbatch_size
+
+
+class PackTooLarge(TrainerError):
+    """The trials of a pack do not fit on the device together; one alone may."""
 
 
 class ChargesError(TrainerError):

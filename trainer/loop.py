@@ -15,12 +15,14 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from accounting import Mechanism
 from trainer.config import TrialConfig
 from trainer.errors import CheckpointError, ConfigError
 from trainer.mechanism.branch import Branch
 from trainer.mechanism.keys import forget_root
+from trainer.pack import Pack
 from trainer.reporting import TrialReport
 from trainer.training.devices import topology
 from trainer.training.runners import OnStep
@@ -168,6 +170,51 @@ def trial_reports(
         A report after every ``report_every_steps`` steps and one at the end. Asking for the
         next one takes the next steps; the last has an outcome other than ``running``.
     """
+    reports = packed_reports(
+        Pack(0),
+        config,
+        data_home=data_home,
+        checkpoint_dir=checkpoint_dir,
+        resume_from=resume_from,
+        fork_from=fork_from,
+        spent_before=spent_before,
+        known_branches=known_branches,
+        secrets_dir=secrets_dir,
+        charge=charge,
+        charge_counts=charge_counts,
+        on_checkpoint=on_checkpoint,
+        on_step=on_step,
+        num_devices=num_devices,
+    )
+    return cast(Generator[TrialReport], reports)  # nobody waits in a pack of none
+
+
+def packed_reports(
+    pack: Pack,
+    config: TrialConfig,
+    *,
+    data_home: Path,
+    checkpoint_dir: Path | None = None,
+    resume_from: Path | None = None,
+    fork_from: Path | None = None,
+    spent_before: Sequence[Mechanism] = (),
+    known_branches: Sequence[Branch] = (),
+    secrets_dir: Path | None = None,
+    charge: ChargeFn | None = None,
+    charge_counts: CountChargeFn | None = None,
+    on_checkpoint: OnCheckpoint | None = None,
+    on_step: OnStep | None = None,
+    num_devices: int | None = 1,
+) -> Generator[TrialReport | None]:
+    """As `trial_reports`, for one of several trials in a ``pack`` that take their steps together.
+
+    Yields:
+        Reports, and None where the trial waits for `Pack.run`.
+
+    Raises:
+        PackTooLarge: The trials do not fit on the device together. What was not charged may be
+            taken again, alone.
+    """
     counts = config.evaluation.noise_multiplier is not None
     for name, before in (
         ("resume_from", resume_from),
@@ -189,7 +236,13 @@ def trial_reports(
     charge = charge or (lambda branch, step: step)
     charge_counts = charge_counts or (lambda branch, step, counts: counts)
     with contextlib.ExitStack() as stack:
-        trial = Trial(config, data_home, topology(num_devices), spent_before=spent_before)
+        trial = Trial(
+            config,
+            data_home,
+            topology(num_devices),
+            spent_before=spent_before,
+            lanes=pack.free,
+        )
         stack.callback(trial.close)
         agreed, leads = trial.topology.agreed, trial.topology.leads
         writer = stack.enter_context(
@@ -209,8 +262,9 @@ def trial_reports(
         at = trial.start(
             resume_from, secrets_dir, fork_from=fork_from, known_branches=known_branches
         )
+        stack.enter_context(pack.holding(trial))
         for step in _report_steps(at.step, config.iterations, config.report_every_steps):
-            at = trial.advance(at, step, between_steps)
+            at = yield from pack.advance(trial, at, step, between_steps)
             branch = at.branch
             charged = agreed(lambda branch=branch, step=step: charge_steps(branch, step))
             counted = 0
@@ -219,7 +273,8 @@ def trial_reports(
                 counted = agreed(
                     lambda branch=branch, step=step, n=so_far: charge_counts(branch, step, n)
                 )
-            report = trial.report(at, charged, counted)
+            utilities = yield from pack.utilities(trial, at)
+            report = trial.report(at, charged, counted, utilities)
             writer.save(lambda at=at: trial.checkpoint(at))
             if report.outcome != "running":
                 writer.finish()

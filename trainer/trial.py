@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from trainer.training.devices import Topology
 from trainer.training.engine import settled
 from trainer.training.evaluation import Utility, all_finite, evaluate, with_noise
 from trainer.training.objective import Objective
+from trainer.training.packed import Lane
 from trainer.training.plan import (
     check_spent_before,
     evaluation_mechanism,
@@ -75,6 +76,10 @@ class Trial:
         topology: The devices.
         spent_before: What had been spent on its parameters before its own first step, where
             another trial is forked.
+        lanes: Where in a pack (`trainer.pack`) it may run, none for alone.
+
+    Attributes:
+        lane: Where in a pack it runs, from `start` on; None for alone.
 
     Raises:
         ConfigError: The configuration does not fit the data or the model, or what was spent
@@ -90,6 +95,7 @@ class Trial:
         topology: Topology,
         *,
         spent_before: Sequence[accounting.Mechanism] = (),
+        lanes: Sequence[Lane] = (),
     ) -> None:
         check_spent_before(config, spent_before)
         self.config, self.topology, self.spent_before = config, topology, tuple(spent_before)
@@ -128,6 +134,17 @@ class Trial:
         self.has_fitted = False
         # Of several processes one alone may run out of memory.
         self.may_shrink = topology.is_one_process
+        self.lane: Lane | None = None
+        self._ways: Sequence[Lane | None] = lanes if lanes and self._can_be_packed else (None,)
+
+    @property
+    def _can_be_packed(self) -> bool:
+        # Of correlated noise a trial keeps to its branch for good, hence to one lane.
+        return (
+            isinstance(self.runner, ResidentRunner)
+            and self.topology.size == 1
+            and not self.plan.noise_strategy
+        )
 
     def _initial(self) -> Parameters:
         info, model, seed = self.data.info, self.config.model, self.config.seed
@@ -241,7 +258,7 @@ class Trial:
         if not number:
             return None
         branch = candidates[number - 1]
-        self.recipe = self._recipe_of(branch)
+        self.recipe, self.lane = self._recipe_of(branch), self._ways_of(branch)[0]
         return self.topology.agreed_keys(found[0] if found else None), branch
 
     def _keys_of(self, branch: Branch, secrets_dir: Path | None) -> BranchKeys | None:
@@ -250,9 +267,14 @@ class Trial:
             return None
         if not branch.computes_as(clipping.engine, clipping.microbatch_size):
             return None
-        if branch.program != self._digest(self._recipe_of(branch)):
+        if not self._ways_of(branch):
             return None
         return BranchKeys.load(secrets_dir, branch.branch_id)
+
+    def _ways_of(self, branch: Branch) -> list[Lane | None]:
+        """Where this process would repeat a branch's steps bit for bit."""
+        recipe = self._recipe_of(branch)
+        return [lane for lane in self._ways if self._digest(recipe, lane) == branch.program]
 
     def _recipe_of(self, branch: Branch) -> Recipe:
         return dataclasses.replace(
@@ -264,6 +286,7 @@ class Trial:
         if secrets_dir is not None and self.topology.leads:
             keys.save(secrets_dir)
         self._settle_engine(begun.state)
+        self.lane = self._ways[0]
         branch = Branch(
             keys.branch_id,
             begun.step,
@@ -281,7 +304,7 @@ class Trial:
         """A branch with how its steps are computed now."""
         return dataclasses.replace(
             branch,
-            program=self._digest(self.recipe),
+            program=self._digest(self.recipe, self.lane),
             engine=self.recipe.engine,
             microbatch_size=self.recipe.microbatch_size,
         )
@@ -291,7 +314,7 @@ class Trial:
             self.recipe, state, self.frozen, self.runner.data, self.runner.capacity
         )
 
-    def _digest(self, recipe: Recipe) -> str:
+    def _digest(self, recipe: Recipe, lane: Lane | None) -> str:
         config = self.config
         # Where one of these differs, the same noise would be used for something else.
         schedule = None
@@ -301,7 +324,8 @@ class Trial:
         if config.evaluation.protection == "dp":
             counting = (config.evaluation, config.report_every_steps)
         trial = (config_digest(config), self.data.info.fingerprint, self.architecture)
-        return program_digest(recipe, self.topology, (self.placement, schedule, counting, trial))
+        more = (self.placement, schedule, counting, trial, lane)
+        return program_digest(recipe, self.topology, more)
 
     # -- training -----------------------------------------------------------------------------
 
@@ -342,24 +366,44 @@ class Trial:
 
     # -- what is told -------------------------------------------------------------------------
 
-    def report(self, at: Start, charged: int, counts_charged: int) -> TrialReport:
-        """Measures the parameters after some steps.
+    def models(self, at: Start) -> dict[str, Any]:
+        """The parameters that are measured: the last, and averages, by their fields' prefix."""
+        state = self.topology.here(at.state)
+        averages = {
+            f"{name}_": state.averages[name] for name in (EMA, POLYAK) if name in state.averages
+        }
+        return {"": state.params, **averages}
+
+    def utilities(self, at: Start) -> dict[str, Utility]:
+        """Measures `models` on the held-out examples, exactly."""
+        images, labels = self.eval_arrays()
+        frozen = self.topology.here(self.frozen)
+        return {
+            prefix: evaluate(self.network, params, frozen, images, labels)
+            for prefix, params in self.models(at).items()
+        }
+
+    def report(
+        self,
+        at: Start,
+        charged: int,
+        counts_charged: int,
+        utilities: Mapping[str, Utility] | None = None,
+    ) -> TrialReport:
+        """Tells how good the parameters are after some steps, and what they have cost.
 
         Args:
             at: Where the trial is.
             charged: Iterations that have been charged by now.
             counts_charged: Noisy counts that have been charged by now.
+            utilities: What `utilities` gives, where it is known; None to measure.
         """
         config = self.config
         state = self.topology.here(at.state)
-        models = {"": state.params}
-        models |= {
-            f"{name}_": state.averages[name] for name in (EMA, POLYAK) if name in state.averages
-        }
         rng = at.keys.evaluation_rng(at.step)
         fields: dict[str, Any] = {}
-        for prefix, params in models.items():
-            fields |= self._measured(prefix, params, rng)
+        for prefix, utility in (utilities or self.utilities(at)).items():
+            fields |= self._told(prefix, utility, rng)
         if config.evaluation.protection == "non_private":
             exact = {
                 f"non_private_{name}": fields[name] for name in ("eval_accuracy", "eval_loss")
@@ -379,16 +423,15 @@ class Trial:
             **fields,
         )
 
-    def _measured(self, prefix: str, params: Any, rng: np.random.Generator) -> dict[str, Any]:
-        images, labels = self._eval_arrays()
-        frozen = self.topology.here(self.frozen)
-        utility: Utility = evaluate(self.network, params, frozen, images, labels)
+    def _told(self, prefix: str, utility: Utility, rng: np.random.Generator) -> dict[str, Any]:
         noise_multiplier = self.config.evaluation.noise_multiplier
         if noise_multiplier is not None:
-            utility = with_noise(utility, len(labels), noise_multiplier, rng)
+            num_examples = len(self.eval_arrays()[1])
+            utility = with_noise(utility, num_examples, noise_multiplier, rng)
         return {f"{prefix}eval_accuracy": utility.accuracy, f"{prefix}eval_loss": utility.loss}
 
-    def _eval_arrays(self) -> tuple[jax.Array, jax.Array]:
+    def eval_arrays(self) -> tuple[jax.Array, jax.Array]:
+        """Images and labels of the held-out examples, on the device."""
         return _eval_on_device(self.data)
 
     def _epsilon(self, *spent: accounting.Mechanism) -> float:

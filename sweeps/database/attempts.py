@@ -453,12 +453,12 @@ class Attempts:
             if rung is not None:
                 rows.set_aside(connection, attempt.trial_id, rung)
 
-    def out_of_memory(self, attempt: Attempt, microbatch_size: int) -> None:
-        """Ends an attempt that ran out of memory; the next one takes fewer gradients at a time.
+    def out_of_memory(self, attempt: Attempt, microbatch_size: int | None = None) -> None:
+        """Ends an attempt that ran out of memory; the next one is to do with less.
 
         Args:
             attempt: The attempt.
-            microbatch_size: For the next, >= 1.
+            microbatch_size: Gradients at a time for the next, >= 1; None for as many as before.
 
         Raises:
             FencedError: As in `charge`.
@@ -466,7 +466,8 @@ class Attempts:
         with writing(self._engine) as connection:
             _fenced(connection, attempt)
             rows.end_attempt(connection, attempt.trial_id, AttemptEnd.OUT_OF_MEMORY)
-            rows.set_trial(connection, attempt.trial_id, microbatch_size=microbatch_size)
+            if microbatch_size is not None:
+                rows.set_trial(connection, attempt.trial_id, microbatch_size=microbatch_size)
 
     def check_holds(self, attempt: Attempt) -> None:
         """Whether an attempt may go on, without waiting for its next charge.

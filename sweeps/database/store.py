@@ -454,15 +454,15 @@ class Store:
         with reading(self._engine) as connection:
             return connection.scalar(query)
 
-    def attempt_times(self, sweep_id: str) -> list[tuple[float, float | None]]:
-        """When workers began and ended with a sweep's trials, in seconds; None: not yet."""
+    def attempt_times(self, sweep_id: str) -> list[tuple[str, float, float | None]]:
+        """Workers, and when they began and ended with a sweep's trials; None: not yet."""
         query = (
-            sa.select(attempts.c.started_at, attempts.c.ended_at)
+            sa.select(attempts.c.worker, attempts.c.started_at, attempts.c.ended_at)
             .join(trials, trials.c.trial_id == attempts.c.trial_id)
             .where(trials.c.sweep_id == sweep_id)
         )
         with reading(self._engine) as connection:
-            return [(row.started_at, row.ended_at) for row in connection.execute(query)]
+            return [tuple(row) for row in connection.execute(query)]
 
     def reports(self, sweep_id: str) -> Sequence[sa.Row[Any]]:
         """All reports of a sweep's trials, by trial and time."""

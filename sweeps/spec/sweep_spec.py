@@ -39,8 +39,10 @@ from sweeps.spec.scheduler_spec import (
     population_refusals,
     scheduler_refusals,
 )
+from sweeps.spec.resources_spec import ResourcesSpec, resource_refusals
+from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec, scheduler_refusals
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
-from sweeps.spec.section import PositiveNumber, PositiveWhole, Section, Seed, YesOrNo
+from sweeps.spec.section import PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.space_spec import SearchSpace
 from sweeps.spec.splits import SPLIT_PATTERN, may_overlap
 from sweeps.spec.stop_spec import StopSpec
@@ -198,18 +200,6 @@ class ModelSpec(Section):
         default="float32",
         description="Type that the model computes in; parameters, logits, losses, norms and sums "
         "are float32 either way. A model of your own chooses by itself.",
-    )
-
-
-class ResourcesSpec(Section):
-    """What trials take from the cluster."""
-
-    max_concurrent_trials: PositiveWhole = Field(default=1, description="Trials at a time.")
-    cpus_per_trial: PositiveNumber = Field(
-        default=1.0, description="CPUs of a trial; a fraction only below 1."
-    )
-    gpus_per_trial: Annotated[float, Field(ge=0), Allowed("a number >= 0")] = Field(
-        default=0.0, description="GPUs of a trial; a fraction only below 1."
     )
 
 
@@ -515,11 +505,12 @@ def _policy_refusals(spec: SweepSpec) -> Iterator[Refusal]:
 
 
 def _resource_refusals(spec: SweepSpec) -> Iterator[Refusal]:
-    for name in ("cpus_per_trial", "gpus_per_trial"):
-        amount = float(getattr(spec.resources, name))
-        if amount > 1 and not amount.is_integer():
-            message = f"{amount:g} is not allowed; allowed: a whole number, or a fraction below 1"
-            yield Refusal(("resources", name), message)
+    return resource_refusals(
+        spec.resources,
+        placement=spec.data.placement,
+        bands=spec.mechanism.bands,
+        policy=spec.privacy.policy,
+    )
 
 
 # --- As JSON Schema ------------------------------------------------------------------------

@@ -81,16 +81,16 @@ def test_a_budget_that_is_nearly_gone_whoever_took_it():
     assert why_to_stop(spec, sweep_id, store).startswith("stop.budget_left: ")
 
 
-def at(store, *spans):
-    """Says when workers began and ended."""
+def at(store, *spans, workers=range(9)):
+    """Says when workers, each another one, began and ended."""
     with store.ledger.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM attempts")
         (trial_id,) = connection.exec_driver_sql("SELECT min(trial_id) FROM trials").one()
-        for number, (start, end) in enumerate(spans):
+        for number, ((start, end), worker) in enumerate(zip(spans, workers, strict=False)):
             connection.exec_driver_sql(
                 "INSERT INTO attempts (attempt_id, trial_id, number, worker, started_at, ended_at)"
-                " VALUES (?, ?, ?, '', ?, ?)",
-                (f"{number:032}", trial_id, number, start, end),
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (f"{number:032}", trial_id, number, f"host:{worker}", start, end),
             )
 
 
@@ -113,6 +113,8 @@ def test_hours_of_all_workers_together(resources, hours):
     assert why_to_stop(spec, sweep_id, store) == ""
     at(store, (0, 1800), (0, 1800))
     assert why_to_stop(spec, sweep_id, store).startswith("stop.accelerator_hours: ")
+    at(store, (0, 1800), (0, 1800), workers=[7, 7])  # one, which had two trials at once
+    assert why_to_stop(spec, sweep_id, store) == ""
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 10))))

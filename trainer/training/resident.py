@@ -78,13 +78,18 @@ class Draw:
 
 
 @functools.lru_cache(maxsize=64)
-def make_resident_program(recipe: Recipe, draw: Draw, mesh: Mesh | None = None) -> Any:
+def make_resident_program(
+    recipe: Recipe, draw: Draw, mesh: Mesh | None = None, *, packed: bool = False
+) -> Any:
     """Compiles (once per shape) the program that takes some steps.
 
     Args:
         recipe: What a step is.
         draw: Who takes part.
         mesh: Devices with the axis `trainer.training.devices.AXIS`; None for a single one.
+        packed: Whether it takes steps of several trials at once (`trainer.training.packed`):
+            ``state``, ``steps`` and ``traced`` have a leading axis of trials then, and the rest
+            is the same for all of them. On a single device, without ``groups``.
 
     Returns:
         ``program(state, frozen, data, groups, steps, count, traced, largest_bits) -> state``,
@@ -146,7 +151,6 @@ def make_resident_program(recipe: Recipe, draw: Draw, mesh: Mesh | None = None) 
 
     batch_sums = sums_of_batch if mesh is None else over_devices
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def program(
         state: TrainState,
         frozen: Any,
@@ -165,4 +169,6 @@ def make_resident_program(recipe: Recipe, draw: Draw, mesh: Mesh | None = None) 
 
         return jax.lax.fori_loop(0, count, take, state)
 
-    return program
+    if packed:
+        program = jax.vmap(program, in_axes=(0, None, None, None, 0, None, 0, None))
+    return jax.jit(program, donate_argnums=0)

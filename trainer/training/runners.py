@@ -28,7 +28,7 @@ OnStep = Callable[[int], None]
 """Called with the number of steps taken, now and then; the steps may still be under way."""
 
 # Longer calls save dispatches and let a person wait for news; past this there is no gain.
-_MAX_STEPS_PER_CALL = 100
+MAX_STEPS_PER_CALL = 100
 
 # Examples in a row that is streamed: much work for a device, little memory.
 _STREAMED_ROW = 4096
@@ -136,9 +136,9 @@ class ResidentRunner:
         """As in `Runner`."""
         program = make_resident_program(recipe, self.draw, self.topology.mesh)
         groups = self._groups_of(keys)
-        for begin in range(start, stop, _MAX_STEPS_PER_CALL):
-            end = min(begin + _MAX_STEPS_PER_CALL, stop)
-            steps = step_inputs(self.plan, keys, begin, end, _MAX_STEPS_PER_CALL)
+        for begin in range(start, stop, MAX_STEPS_PER_CALL):
+            end = min(begin + MAX_STEPS_PER_CALL, stop)
+            steps = step_inputs(self.plan, keys, begin, end, MAX_STEPS_PER_CALL)
             state = program(
                 state,
                 self.frozen,

@@ -498,6 +498,21 @@ BAD = [
         "x.yaml:1:1: report_every_steps: 25 (the default) exceeds the fewest iterations",
     ),
     (
+        good("gpus_per_trial: 0", "gpus_per_trial: 2, trials_per_worker: 4"),
+        "x.yaml:23:96: resources.trials_per_worker: 4 is not allowed with gpus_per_trial above 1, "
+        "for one device runs the program; allowed: 1",
+    ),
+    (
+        good("gpus_per_trial: 0", "gpus_per_trial: 0, trials_per_worker: 0"),
+        "x.yaml:23:96: resources.trials_per_worker: 0 is not allowed; allowed: a whole number",
+    ),
+    (
+        good("seed: 0", "seed: 0\nmechanism: {bands: 4}").replace(
+            "gpus_per_trial: 0", "gpus_per_trial: 0, trials_per_worker: 4"
+        ),
+        "x.yaml:24:96: resources.trials_per_worker: 4 is not allowed with mechanism.bands above 1",
+    ),
+    (
         good("gpus_per_trial: 0", "gpus_per_trial: 1.5"),
         "x.yaml:23:74: resources.gpus_per_trial: 1.5 is not allowed; allowed: a whole number, or",
     ),
