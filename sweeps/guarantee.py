@@ -41,11 +41,9 @@ def guarantee(spec: Mapping[str, Any]) -> str:
         privacy_unit=privacy_unit(spec),
         sampling=sampling(spec),
     )
-    more = (_of_repeats(spec), _of_proxies(spec), _how_drawn(spec), _how_clipped(spec))
-    return " ".join(filter(None, (promise, *more, _EVALUATION)))
     clock = _CLOCK if privacy["policy"] == "private_selection" else ""
-    parts = (promise, clock, _of_repeats(spec), _how_drawn(spec), _how_clipped(spec), _EVALUATION)
-    return " ".join(filter(None, parts))
+    more = (clock, _of_repeats(spec), _of_proxies(spec), _how_drawn(spec), _how_clipped(spec))
+    return " ".join(filter(None, (promise, *more, _EVALUATION)))
 
 
 def _of_repeats(spec: Mapping[str, Any]) -> str:

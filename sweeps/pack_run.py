@@ -20,17 +20,23 @@ class PackRun:
         home: Where state lives.
         trial_ids: The trials.
         width: For how many the program is made; 1 runs each alone, in its turn.
+        kind: How each of them is run.
     """
 
-    def __init__(self, store: Store, home: Home, trial_ids: Sequence[str], width: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        home: Home,
+        trial_ids: Sequence[str],
+        width: int,
+        kind: type[TrialRun] = TrialRun,
+    ) -> None:
         self._pack = None
         if width > 1:
             from trainer.pack import Pack  # JAX: only here, in the worker's environment
 
             self._pack = Pack(width)
-        self._runs = {
-            trial_id: TrialRun(store, home, trial_id, self._pack) for trial_id in trial_ids
-        }
+        self._runs = {trial_id: kind(store, home, trial_id, self._pack) for trial_id in trial_ids}
 
     @property
     def is_over(self) -> bool:

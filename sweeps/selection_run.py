@@ -59,8 +59,10 @@ class SelectionRun(TrialRun):
         trial_id: The trial that stands for the selection.
     """
 
-    def __init__(self, store: Store, home: Home, trial_id: str) -> None:
-        super().__init__(store, home, trial_id)
+    def __init__(
+        self, store: Store, home: Home, trial_id: str, pack: "Pack | None" = None
+    ) -> None:
+        super().__init__(store, home, trial_id, pack)
         self._store, self._selections = store, store.selections
         self._folder = SelectionFolder(home.secrets_dir, trial_id)
         self._progress: Progress

@@ -10,8 +10,6 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,7 +45,6 @@ from sweeps.home import (
     MLFLOW_VARIABLE,
     Home,
 )
-from sweeps.report.results import SweepResults, read_results
 from sweeps.spec.domains import CALIBRATED, Domain
 from sweeps.spec.reading import validate_spec
 from sweeps.spec.sweep_spec import SweepSpec
@@ -114,22 +111,6 @@ def load_document(source: SpecSource) -> YamlDocument:
         SpecError: It cannot be read.
     """
     return load_yaml(source) if isinstance(source, Path) else document_of(source)
-
-
-def runnable(spec: SweepSpec) -> SweepSpec:
-    """Returns a specification that can be run.
-
-    Raises:
-        SpecError: This version can only reckon what it would cost.
-    """
-    if spec.privacy.policy == "private_selection":
-        message = (
-            "private_selection cannot be run by this version: whoever watches a sweep sees trials "
-            "that must stay secret. `dp-sweeps check` tells what it would cost; allowed to run: "
-            "declared, which pays for showing every trial"
-        )
-        raise SpecError([Problem(message=message, key_path="privacy.policy")])
-    return spec
 
 
 def paid_by(budget: str, team: str | None) -> Callable[[SweepSpec], SweepSpec]:

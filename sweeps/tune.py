@@ -70,8 +70,6 @@ def run_trials(
     _quieten()
     worker = _Selector if spec.privacy.policy == "private_selection" else _Worker
     trainable = tune.with_resources(worker, dict(resources))
-    given = _Given(queue)
-    trainable = tune.with_resources(_Worker, dict(resources))
     given = _Given(queue, spec.resources)
     tuner = tune.Tuner(
         trainable,
@@ -113,16 +111,9 @@ class _Worker(tune.Trainable):
     begun before the first step is asked for.
     """
 
-    kind: type[TrialRun] = TrialRun
-
     def setup(self, config: dict[str, Any]) -> None:
         self._home = Home.from_environment()
         self._store = open_store(self._home)
-        self._run = self.kind(self._store, self._home, config[_TRIAL_ID])
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._run.close()
-        self._run = self.kind(self._store, self._home, new_config[_TRIAL_ID])
         self._run = self._given(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -148,7 +139,8 @@ class _Worker(tune.Trainable):
 class _Selector(_Worker):
     """One process that runs a private selection, of which Tune hears once: of the winner."""
 
-    kind = SelectionRun
+    def _given(self, config: Mapping[str, Any]) -> PackRun:
+        return PackRun(self._store, self._home, config[_TRIAL_IDS], 1, kind=SelectionRun)
 
 
 class _Given(Searcher):

@@ -111,7 +111,6 @@ def verify(
         StoreError: If there is no such sweep.
     """
     scheduler = store.sweep(sweep_id).spec.get("scheduler", {})
-    may_wait = scheduler.get("name") == "hyperband" or scheduler.get("promotion", False)
     may_wait = scheduler.get("name") in ("hyperband", "pbt") or scheduler.get("promotion", False)
     problem = ""
     with ExitStack() as stack:

@@ -90,7 +90,6 @@ def resume(
         dp-sweeps resume --trial 4 --iterations 400
     """
     from sweeps.choosing import chosen_trials, sweep_id_of
-    from sweeps.driver import proposals_of
     from sweeps.driver import is_anything_left
     from sweeps.report.going_on import going_on_json, going_on_table
     from sweeps.spec.sweep_spec import SweepSpec
@@ -208,10 +207,8 @@ def cancel(
     if any(row.sweep_id == target for row in store.sweeps()):
         driver.cancel(target, store, home)
     else:
-        driver.cancel_trial(trial_row(store, target).trial_id, store)
-        row = _trial_row(store, target)
-        if not store.end_trial(row.trial_id, TrialState.CANCELLED, "somebody cancelled it"):
-            raise StoreError(f"trial {target}: is {row.state} already")
+        row = trial_row(store, target)
+        driver.cancel_trial(row.trial_id, store)
         driver.forget_secrets(row.sweep_id, store, home)
     print_line(f"{target} is cancelled")
 

@@ -33,7 +33,7 @@ _FORGOTTEN = checkpoints.delete().where(
     checkpoints.c.attempt == sa.bindparam("by"),
 )
 _FORKED_STEPS = sa.select(trials.c.parent_step).where(
-    trials.c.parent_trial_id == sa.bindparam("id")
+    trials.c.parent_trial_id == sa.bindparam("id"), trials.c.state != TrialState.REJECTED
 )
 
 

@@ -68,13 +68,12 @@ def readmit(transaction: LedgerTransaction, trial_id: str, end: int | None) -> R
     connection = transaction.connection
     trial = rows.locked_trial(connection, trial_id)
     state = TrialState(trial.state)
-    if state not in _MAY_GO_ON or trial.trial_config is None:
     if rows.selects(connection, trial.sweep_id):
         raise StoreError(
             f"trial {trial_id}: under private_selection nothing that has ended goes on, for what "
             "was paid for is one winner; `dp-sweeps run` with another budget pays for another"
         )
-    if not state.may_become(TrialState.ADMITTED) or trial.trial_config is None:
+    if state not in _MAY_GO_ON or trial.trial_config is None:
         raise StoreError(
             f"trial {trial_id}: is {state}; allowed to go on are PRUNED, PAUSED, CANCELLED, "
             "FAILED and COMPLETED ones"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sweeps.admission import Plan
-from sweeps.database.attempts import KEPT_CHECKPOINTS
+from sweeps.database.checkpoint_rows import KEPT_CHECKPOINTS
 from sweeps.database.store import Store
 from sweeps.database.tables import existing_ledger
 from sweeps.errors import DatabaseError, StoreError

@@ -33,14 +33,13 @@ from sweeps.spec.mechanism_spec import MechanismSpec, mechanism_refusals
 from sweeps.spec.privacy_spec import PrivacySpec
 from sweeps.spec.proxy_spec import ProxySpec, proxy_refusals
 from sweeps.spec.refusals import Allowed, Refusal, one_of, refused
+from sweeps.spec.resources_spec import ResourcesSpec, resource_refusals
 from sweeps.spec.scheduler_spec import (
     FifoSpec,
     SchedulerSpec,
     population_refusals,
     scheduler_refusals,
 )
-from sweeps.spec.resources_spec import ResourcesSpec, resource_refusals
-from sweeps.spec.scheduler_spec import FifoSpec, SchedulerSpec, scheduler_refusals
 from sweeps.spec.search_spec import MAX_TRIALS, OptunaSpec, RandomSpec, SearchSpec
 from sweeps.spec.section import PositiveWhole, Section, Seed, YesOrNo
 from sweeps.spec.space_spec import SearchSpace

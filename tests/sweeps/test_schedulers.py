@@ -17,11 +17,6 @@ from tests.sweeps.whole_sweep import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def finished(folder, scheduler, learning_rates, **more):
-    """A sweep whose trials learn much, or nothing, one after the other: its document and store."""
-    space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}
-    space["learning_rate"] = {"grid_search": learning_rates}
-    spec = {**SPEC, "search_space": space, "scheduler": scheduler, **more}
 def finished(folder, scheduler, learning_rates, **sections):
     """A sweep whose trials learn much, or nothing, one after the other: its document and store."""
     space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}

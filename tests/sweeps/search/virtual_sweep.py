@@ -60,7 +60,7 @@ class VirtualSweep:
         refused: Those that the budget refuses.
         listed: So many are there from the beginning, the rest is proposed; None for all.
         sweep: As it is submitted.
-        sweep_id: The sweep.
+        sweep_id: Its id.
     """
 
     home: Home
@@ -73,18 +73,20 @@ class VirtualSweep:
     refused: Collection[int] = ()
     listed: int | None = None
     sweep: NewSweep = dataclasses.field(default_factory=a_sweep)
-
     sweep_id: str = SWEEP
 
     def create(self, store: Store) -> None:
         """Records the sweep, with what is listed of it."""
         listed = len(self.curves) if self.listed is None else self.listed
-        store.create_sweep(a_sweep(), [self.new_trial(number) for number in range(listed)])
+        store.create_sweep(self.sweep, [self.new_trial(number) for number in range(listed)])
 
     def spec(self, store: Store) -> SweepSpec:
         """What a driver reads."""
+        policy = self.sweep.terms.policy
+        accountant = {"accountant": "rdp"} if policy == "open" else {}
+        privacy = {**GOOD_DATA["privacy"], "policy": policy, **accountant}
         text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
-        return SweepSpec.model_validate({**text, "scheduler": self.scheduler})
+        return SweepSpec.model_validate({**text, "privacy": privacy, "scheduler": self.scheduler})
 
     def new_trial(self, number: int) -> NewTrial:
         """A trial, as admission leaves it."""
@@ -99,8 +101,6 @@ class VirtualSweep:
                 seen the last one. What the workers had under way is as far with the next driver.
         """
         store = open_store(self.home)
-        listed = len(self.curves) if self.listed is None else self.listed
-        store.create_sweep(self.sweep, [self.new_trial(number) for number in range(listed)])
         self.create(store)
         queue, schedule = self._driver(store)
         steps: dict[str, int] = {}
@@ -156,17 +156,6 @@ class VirtualSweep:
         store.ledger.close()
         return events
 
-    def specification(self) -> SweepSpec:
-        """What it is a sweep of."""
-        policy = self.sweep.terms.policy
-        accountant = {"accountant": "rdp"} if policy == "open" else {}
-        privacy = {**GOOD_DATA["privacy"], "policy": policy, **accountant}
-        text = {**GOOD_DATA, "search_space": SPACE, "report_every_steps": EVERY}
-        return SweepSpec.model_validate({**text, "privacy": privacy, "scheduler": self.scheduler})
-
-    def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
-        spec = self.specification()
-        schedule = Schedule(spec, store)
     def _driver(self, store: Store) -> tuple[TrialQueue, Schedule]:
         spec = self.spec(store)
         schedule = Schedule(spec, store, self.home)
