@@ -87,7 +87,7 @@ def searched(search: str, seed: int, home: Home) -> Found:
         sweep_id,
         store,
         waiting=store.runnable(sweep_id),
-        schedule=Schedule(plan.spec, store),
+        schedule=Schedule(plan.spec, store, home),
         proposals=proposals_of(plan.spec, sweep_id, store, home),
         limit=10 * TRIALS,
     )

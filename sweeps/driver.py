@@ -217,7 +217,7 @@ def _run_waves(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> str:
 def is_anything_left(spec: SweepSpec, sweep_id: str, store: Store, home: Home) -> bool:
     """Whether a sweep has anything left to run; else it can be driven where there is no Ray."""
     waiting = store.runnable(sweep_id)
-    queue = _queue(spec, sweep_id, store, home, Schedule(spec, store), waiting)
+    queue = _queue(spec, sweep_id, store, home, Schedule(spec, store, home), waiting)
     return not queue.is_empty()
 
 

@@ -19,7 +19,7 @@ import os
 import socket
 from collections.abc import Generator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.admission import describe_dataset, num_units
 from sweeps.database.attempts import MAX_LOST
@@ -38,6 +38,9 @@ from trainer.config import TrialConfig
 from trainer.errors import CheckpointError, DatasetError, ModelError, OutOfMemory
 from trainer.mechanism.branch import Branch
 from trainer.reporting import TrialReport, releasable
+
+if TYPE_CHECKING:
+    from trainer.pack import Pack
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE_SECS = 60.0

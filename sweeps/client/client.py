@@ -4,7 +4,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,8 +24,7 @@ from sweeps.forecast.reckoning import forecast
 from sweeps.home import HOME_VARIABLE, Home, who
 from sweeps.new_budget import BudgetOptions, create_budget
 from sweeps.report.room import Room
-from sweeps.service import SpecSource, make_plan, paid_by, record, runnable
-from sweeps.spec.sweep_spec import SweepSpec
+from sweeps.service import SpecSource, make_plan, paid_by, record
 from sweeps.tracking.mlflow_writer import MlflowWriter
 
 Spec = str | os.PathLike[str] | Mapping[str, Any]
@@ -73,7 +72,7 @@ class Client:
             calibrate: Whether time and disk are foreseen from a few steps on random data, here
                 and now, instead of from earlier trials.
         """
-        plan = self._plan(spec, budget, team, lambda spec: spec)
+        plan = self._plan(spec, budget, team)
         return Check(plan=plan, forecast=forecast(plan, self._home, calibrated=calibrate))
 
     def submit(
@@ -95,7 +94,7 @@ class Client:
         Returns:
             The sweep. It goes on also if this process ends.
         """
-        plan = self._plan(spec, budget, team, runnable)
+        plan = self._plan(spec, budget, team)
         self._home.create()
         prepare_dataset(plan.spec, self._home.data_dir)
         if self._ledger is None:
@@ -262,20 +261,11 @@ class Client:
             self._ledger = existing_ledger(self._home)
         return Store(self._ledger)
 
-    def _plan(
-        self,
-        spec: Spec,
-        budget: str | None,
-        team: str | None,
-        change: Callable[[SweepSpec], SweepSpec],
-    ) -> Plan:
+    def _plan(self, spec: Spec, budget: str | None, team: str | None) -> Plan:
         if team is not None and budget is None:
             raise CommandError(f"team={team!r}: allowed with budget, whose share it is")
-
-        def changed(spec: SweepSpec) -> SweepSpec:
-            return change(spec if budget is None else paid_by(budget, team)(spec))
-
-        return make_plan(_source(spec), self._home, change=changed)
+        change = None if budget is None else paid_by(budget, team)
+        return make_plan(_source(spec), self._home, change=change)
 
 
 def _source(spec: Spec) -> SpecSource:

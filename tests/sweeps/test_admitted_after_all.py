@@ -144,7 +144,7 @@ def test_to_wait_in_vain_is_not_to_have_anything_left(tmp_path: Path) -> None:
     sweep = a_virtual_sweep(tmp_path, 3, trials=3, holds=9.0, promotion=True)
     sweep.run()
     store = open_store(sweep.home)
-    spec, home = sweep.specification(), sweep.home
+    spec, home = sweep.spec(store), sweep.home
     assert store.rungs.waiting(SWEEP)
     assert not is_anything_left(spec, SWEEP, store, home), "no Ray need be started for them"
     store.ledger.close()

@@ -56,25 +56,25 @@ def reports_of(store, sweep_id):
 # --- Handing out -------------------------------------------------------------------------------
 
 
-def queue_of(store, sweep_id, **changes):
+def queue_of(home, store, sweep_id, **changes):
     spec = parse_spec(json.dumps({**SPEC, **changes}))
     return TrialQueue(
         spec,
         sweep_id,
         store,
         waiting=store.runnable(sweep_id),
-        schedule=Schedule(spec, store),
+        schedule=Schedule(spec, store, home),
         proposals=None,
         limit=100,
     )
 
 
 def test_a_pack_is_of_one_shape_and_leaves_work_for_other_workers(tmp_path):
-    _, store, sweep_id = recorded(tmp_path, search_space=TWO_SHAPES)
+    home, store, sweep_id = recorded(tmp_path, search_space=TWO_SHAPES)
     batches = {row.trial_id: row.config["expected_batch_size"] for row in store.trials(sweep_id)}
 
     def packs(size, workers):
-        queue, found = queue_of(store, sweep_id, search_space=TWO_SHAPES), []
+        queue, found = queue_of(home, store, sweep_id, search_space=TWO_SHAPES), []
         while not queue.is_over():
             found.append([batches[each] for each in queue.take_pack(size, workers)])
         assert queue.take_pack(size, workers) == []
@@ -87,8 +87,8 @@ def test_a_pack_is_of_one_shape_and_leaves_work_for_other_workers(tmp_path):
 
 
 def test_what_was_taken_runs_though_the_next_cannot_be_taken(tmp_path, monkeypatch):
-    _, store, sweep_id = recorded(tmp_path)
-    queue = queue_of(store, sweep_id)
+    home, store, sweep_id = recorded(tmp_path)
+    queue = queue_of(home, store, sweep_id)
     take, left = queue.take, [True, True, False]
 
     def at_times():

@@ -1,5 +1,7 @@
 """Rules by which a sweep begins no more trials: each holds when it says, and no sooner."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def test_a_budget_that_is_nearly_gone_whoever_took_it():
     assert why_to_stop(spec, sweep_id, store).startswith("stop.budget_left: ")
 
 
-def at(store, *spans, workers=range(9)):
+def at(store, *spans, workers: Sequence[int] = range(9)):
     """Says when workers, each another one, began and ended."""
     with store.ledger.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM attempts")

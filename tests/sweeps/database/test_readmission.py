@@ -33,7 +33,7 @@ OTHER = "s-1-001"
 
 def epsilon_of(iterations: int) -> float:
     mechanism = a_full_trial(0).mechanism
-    assert mechanism is not None
+    assert isinstance(mechanism, accounting.Mechanism)
     return accounting.epsilon(mechanism.after(iterations), delta=1e-5)
 
 

@@ -164,7 +164,9 @@ def test_every_example_is_allowed(path):
 def test_the_example_is_allowed():
     spec = load_spec(DIGITS)
     assert spec.name == "digits"
-    assert spec.search_space.expected_batch_size.kind == "grid_search"
+    domain = spec.search_space.expected_batch_size
+    assert isinstance(domain, Domain)
+    assert domain.kind == "grid_search"
 
 
 @pytest.mark.parametrize("name", get_args(ModelName))
