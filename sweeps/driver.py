@@ -140,14 +140,16 @@ def cancel(sweep_id: str, store: Store, home: Home) -> None:
             _end(sweep_id, store, home)
 
 
-def cancel_trial(trial_id: str, store: Store) -> None:
+def cancel_trial(trial_id: str, store: Store, home: Home) -> None:
     """Ends one trial now, whoever works on it.
 
     Raises:
         StoreError: If there is no such trial, or it has ended.
     """
+    row = trial_row(store, trial_id)
     if not store.end_trial(trial_id, TrialState.CANCELLED, "somebody cancelled it"):
         raise StoreError(f"trial {trial_id}: is {trial_row(store, trial_id).state} already")
+    _forget_secrets(row.sweep_id, store, home)
 
 
 def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepState | None:
@@ -156,7 +158,7 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
     None if it goes on after all, for somebody let a trial go on.
     """
     state = _settle(sweep_id, store)
-    forget_secrets(sweep_id, store, home)
+    _forget_secrets(sweep_id, store, home)
     results = dataclasses.replace(read_results(store, sweep_id), state=state)
     report: Mapping[str, str] = {}
     try:
@@ -168,7 +170,7 @@ def _end(sweep_id: str, store: Store, home: Home, reason: str = "") -> SweepStat
     return state if ended else None
 
 
-def forget_secrets(sweep_id: str, store: Store, home: Home) -> None:
+def _forget_secrets(sweep_id: str, store: Store, home: Home) -> None:
     """Removes what a private selection had to remember, once it has ended, whoever ended it.
 
     Its worker does, too, unless it was killed.

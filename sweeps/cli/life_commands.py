@@ -200,16 +200,13 @@ def cancel(
     Example: dp-sweeps cancel digits-20250131-120000-1a2b-0004
     """
     from sweeps import driver
-    from sweeps.choosing import trial_row
 
     home = Home.from_environment()
     store = existing_store(home)
     if any(row.sweep_id == target for row in store.sweeps()):
         driver.cancel(target, store, home)
     else:
-        row = trial_row(store, target)
-        driver.cancel_trial(row.trial_id, store)
-        driver.forget_secrets(row.sweep_id, store, home)
+        driver.cancel_trial(target, store, home)
     print_line(f"{target} is cancelled")
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from sweeps.admission import Plan
 from sweeps.database.tables import METRICS, finite_or_none
 from sweeps.forecast.reckoning import Forecast
-from sweeps.report.documents import plan_json, results_json
+from sweeps.report.documents import configuration_json, plan_json, results_json
 from sweeps.report.figure_html import plotly_figure
 from sweeps.report.forecast_view import forecast_lines
 from sweeps.report.picture import pareto_frontier
@@ -53,6 +53,7 @@ class Check:
             [
                 {
                     "number": one.number,
+                    "repeat": one.repeat,
                     "decision": "admitted" if one.decision.admitted else "rejected",
                     "epsilon": finite_or_none(one.decision.epsilon),
                     "reason": one.decision.reason,
@@ -119,6 +120,7 @@ class Results:
                     "step": trial.last.step if trial.last else 0,
                     "planned_epsilon": trial.planned_epsilon,
                     "reason": trial.reason,
+                    "repeat_of": trial.repeat_of,
                     "parent_trial_id": trial.parent_trial_id,
                     **flat_config(trial.config),
                 }
@@ -126,6 +128,17 @@ class Results:
             ],
             ["trial_id", "number", "state", "epsilon", "eval_accuracy"],
             numbers=["epsilon", "eval_accuracy", "eval_loss", "planned_epsilon"],
+        )
+
+    @property
+    def configurations(self) -> pd.DataFrame:
+        """Configurations, best first: mean and standard deviation over the repeats of each."""
+        rows = [configuration_json(each) for each in self.summary.configurations]
+        configs = [flat_config(row.pop("config")) for row in rows]
+        return _frame(
+            [{**row, **config} for row, config in zip(rows, configs, strict=True)],
+            ["trial_ids", "state", "epsilon", "eval_accuracy_mean", "eval_accuracy_std"],
+            numbers=["epsilon", "eval_accuracy_mean", "eval_accuracy_std"],
         )
 
     @property

@@ -103,7 +103,7 @@ class Sweep:
         if trial is None:
             driver.cancel(self.sweep_id, self._store, self._home)
         else:
-            driver.cancel_trial(self._trial(trial), self._store)
+            driver.cancel_trial(self._trial(trial), self._store, self._home)
 
     def resume(
         self,

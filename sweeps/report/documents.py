@@ -8,7 +8,7 @@ from sweeps.database.tables import finite_or_none
 from sweeps.forecast.reckoning import Forecast
 from sweeps.guarantee import privacy_unit, sampling
 from sweeps.report.json_numbers import legal_json
-from sweeps.report.results import SweepResults, TrialSummary
+from sweeps.report.results import Configuration, SweepResults, TrialSummary
 
 _AVERAGES = ("ema_eval_accuracy", "ema_eval_loss", "polyak_eval_accuracy", "polyak_eval_loss")
 
@@ -66,6 +66,20 @@ def _iterations(trial: TrialSummary) -> int | None:
     return trial.end_step if trial.selects else trial.planned_iterations
 
 
+def configuration_json(configuration: Configuration) -> dict[str, Any]:
+    """A configuration over its repeats, if it has any; null as in `results_json`."""
+    return {
+        "trial_ids": [trial.trial_id for trial in configuration.trials],
+        "config": configuration.config,
+        "state": str(configuration.state),
+        "num_measured": len(configuration.measured),
+        "eval_accuracy_mean": configuration.eval_accuracy,
+        "eval_accuracy_std": configuration.eval_accuracy_std,
+        "epsilon": configuration.epsilon,
+        "step": configuration.last.step if configuration.last else 0,
+    }
+
+
 def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[str, Any]:
     """A sweep as ``dp-sweeps run --json`` prints it.
 
@@ -95,19 +109,7 @@ def results_json(results: SweepResults, *, report: Mapping[str, str]) -> dict[st
         "privacy_unit": privacy_unit(results.spec),
         "sampling": sampling(results.spec),
         "guarantee": results.guarantee,
-        "configurations": [
-            {
-                "trial_ids": [trial.trial_id for trial in configuration.trials],
-                "config": configuration.config,
-                "state": str(configuration.state),
-                "num_measured": len(configuration.measured),
-                "eval_accuracy_mean": configuration.eval_accuracy,
-                "eval_accuracy_std": configuration.eval_accuracy_std,
-                "epsilon": configuration.epsilon,
-                "step": configuration.last.step if configuration.last else 0,
-            }
-            for configuration in results.configurations
-        ],
+        "configurations": [configuration_json(each) for each in results.configurations],
         "trials": [
             {
                 "trial_id": trial.trial_id,

@@ -99,6 +99,24 @@ def test_results_are_what_the_command_prints(client, swept):
     assert client.sweeps()["sweep_id"].tolist() == [swept.sweep_id]
 
 
+def test_repeats_of_a_configuration_are_one_row(client):
+    search = {"num_samples": 1, "repeats": 2}
+    assert client.check({**LISTED, "search": search}).trials["repeat"].tolist() == [0, 1] * 3
+    _, sweep_id, store, _ = submitted(search=search, search_space=GRID)
+    first, second, *_ = (row.trial_id for row in store.trials(sweep_id))
+    pretend(store, first, 5, 10)
+    pretend(store, second, 5, 10)
+    store.ledger.close()
+    results = client.results(sweep_id)
+    assert results.trials["repeat_of"].dropna().tolist()[0] == first
+    best = results.configurations.iloc[0]
+    assert sorted(best["trial_ids"]) == [first, second]
+    assert best["eval_accuracy_mean"] == results.trials["eval_accuracy"].iloc[:2].mean()
+    assert best["learning_rate"] == 0.5
+    assert results.configurations["eval_accuracy_std"].tolist()[0] == 0.0
+    assert len(results.configurations) == 3
+
+
 def test_what_is_asked_of_a_sweep_is_written_down(client, swept):
     assert swept.state == "RUNNING"
     swept.pause()

@@ -1,6 +1,7 @@
 """A whole sweep under way in a process of its own, and what its rows say meanwhile."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import sqlite3
@@ -121,10 +122,14 @@ def freeze(store, processes):
         for process in processes:  # it takes a moment
             wait_for(lambda stat=Path(f"/proc/{process}/stat"): ") T " in stat.read_text())
         try:
-            # Whoever is stopped within a write keeps the lock of the file for ever.
-            with contextlib.closing(sqlite3.connect(database, timeout=0)) as connection:
+            # Whoever is stopped within a write keeps its turn for ever, and the file's lock.
+            with (
+                open(f"{database}-lock", "rb") as turn,
+                contextlib.closing(sqlite3.connect(database, timeout=0)) as connection,
+            ):
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
+        except (BlockingIOError, sqlite3.OperationalError):
             for process in processes:
                 os.kill(process, signal.SIGCONT)
             return False
