@@ -239,6 +239,7 @@ def test_a_configuration_without_room_for_its_last_repeat_is_refused_whole():
     while not queue.is_over():
         if trial_id := queue.take():
             ran(store, trial_id, 0.5)
+            queue.put_down()
     rows = store.trials(sweep_id)
     states = [row.state for row in rows]
     whole = [set(states[first : first + 3]) for first in range(0, len(rows), 3)]
