@@ -1,7 +1,8 @@
 """What earlier trials took, out of the rows: when they began, reported and ended.
 
 Only a trial's first attempt is looked at, and only if nothing broke it off: whoever goes on from
-a checkpoint begins in another way. Trials count whose workers had the same resources.
+a checkpoint begins in another way. Trials count whose workers had the same resources. Where a
+worker had several at a time, each of them took its share of that time.
 """
 
 import collections
@@ -9,6 +10,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 
 from sweeps.admission import Plan
@@ -65,6 +67,7 @@ def earlier_trials(plan: Plan, store: Store) -> list[Measured]:
         }
         times = _by_trial(connection, reports, list(told))
         places = _by_trial(connection, checkpoints, list(told))
+    together = _together([row for row in rows if row.trial_id in told])
     found: list[Measured] = []
     for row in rows:
         config = told.get(row.trial_id)
@@ -72,7 +75,8 @@ def earlier_trials(plan: Plan, store: Store) -> list[Measured]:
             continue
         reported = [each for each in times[row.trial_id] if each.reported_at <= row.ended_at]
         if reported:
-            found.append(_measured(config, row, reported, places[row.trial_id]))
+            whole = _measured(config, row, reported, places[row.trial_id])
+            found.append(whole.shared(together[row.trial_id]))
     return found
 
 
@@ -82,7 +86,25 @@ def _selects(spec: dict[str, Any]) -> bool:
 
 
 def _same_resources(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
-    return all(theirs.get(name) == ours[name] for name in ("cpus_per_trial", "gpus_per_trial"))
+    theirs = {"trials_per_worker": 1, **theirs}  # those of earlier versions
+    names = ("cpus_per_trial", "gpus_per_trial", "trials_per_worker")
+    return all(theirs.get(name) == ours[name] for name in names)
+
+
+def _together(spans: Sequence[Any]) -> dict[str, float]:
+    """How many of some trials a worker had at a time while it had one of them, on average."""
+    of_worker: dict[str, list[Any]] = collections.defaultdict(list)
+    for span in spans:
+        of_worker[span.worker].append(span)
+    found: dict[str, float] = {}
+    for theirs in of_worker.values():
+        start = np.array([span.started_at for span in theirs])
+        end = np.array([span.ended_at for span in theirs])
+        for span in theirs:
+            overlap = np.minimum(end, span.ended_at) - np.maximum(start, span.started_at)
+            secs = max(span.ended_at - span.started_at, 1e-9)
+            found[span.trial_id] = max(1.0, float(overlap.clip(0).sum()) / secs)
+    return found
 
 
 def _config_if(stored: Any, wanted: set[Hashable]) -> TrialConfig | None:

@@ -9,7 +9,7 @@ from trainer.training.plan import shape_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What one trial took.
+    """What one trial took of its worker: of one that had several at a time, its share.
 
     Attributes:
         config: The trial.
@@ -25,6 +25,12 @@ class Measured:
     step_secs: float
     checkpoint_bytes: int | None
     where: str
+
+    def shared(self, count: float) -> "Measured":
+        """The share of each of so many trials which together took as long as this."""
+        return dataclasses.replace(
+            self, start_secs=self.start_secs / count, step_secs=self.step_secs / count
+        )
 
 
 def family_of(config: TrialConfig) -> Hashable:

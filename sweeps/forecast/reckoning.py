@@ -1,9 +1,9 @@
 """From what trials were seen to take to what a plan will take.
 
-A trial takes ``start + iterations * step`` seconds. ``step`` depends on the batch: between two
-batches that were measured it is taken to lie on a line, for a step is work per example and work
-besides. The first trial of a shape on each worker starts as slowly as any that was seen, since it
-compiles; those after it as most did.
+A trial takes ``start + iterations * step`` seconds of a worker. ``step`` depends on the batch:
+between two batches that were measured it is taken to lie on a line, for a step is work per example
+and work besides. The first trial of a shape on each worker starts as slowly as any that was seen,
+since it compiles; those after it as most did.
 """
 
 import collections
@@ -50,7 +50,8 @@ class Forecast:
         trials: How many trials it is about: those that are admitted, or under private_selection
             as many as are run on average, and those that the search proposes later.
         unknown_trials: For how many of them there is nothing to go by; they are left out.
-        concurrent: Trials at a time.
+        concurrent: Workers at a time.
+        trials_per_worker: Trials at a time in each, at most.
         is_most: Whether trials may be pruned, or a rule of the stop section may end the sweep
             before: then this is the most that it takes.
         origin: Where all of it comes from, in words; where nothing is known, what would tell.
@@ -65,6 +66,7 @@ class Forecast:
     trials: float
     unknown_trials: float
     concurrent: int
+    trials_per_worker: int
     is_most: bool
     origin: str
     accelerator_hours: Range | None = None
@@ -99,7 +101,10 @@ def forecast(
         measured = calibrate(plan, on_trial)
         wheres = sorted({one.where for one in measured})
         origin = f"calibrated here on {', '.join(wheres)} with random data"
-        return reckon(plan, measured, origin)
+        if plan.spec.resources.trials_per_worker == 1:
+            return reckon(plan, measured, origin)
+        origin += ", each trial by itself"  # what they save together is left out
+        return dataclasses.replace(reckon(plan, measured, origin), is_most=True)
     try:
         with closing(existing_ledger(home, check=False)) as ledger:
             measured = earlier_trials(plan, Store(ledger))
@@ -124,7 +129,7 @@ def reckon(plan: Plan, measured: Sequence[Measured], origin: str) -> Forecast:
     spec, resources = plan.spec, plan.spec.resources
     configs = [one.config for one in plan.admitted if one.config is not None]
     in_all = float(len(configs) + plan.proposed_later)
-    concurrent, at_least = resources.max_concurrent_trials, 1
+    concurrent, width, at_least = resources.max_concurrent_trials, resources.trials_per_worker, 1
     if plan.selection is not None and configs:
         # One after the other, and the best so far beside the one that runs.
         in_all, concurrent, at_least = plan.selection.mean, 1, 2
@@ -133,12 +138,13 @@ def reckon(plan: Plan, measured: Sequence[Measured], origin: str) -> Forecast:
         trials=in_all,
         unknown_trials=in_all,
         concurrent=concurrent,
+        trials_per_worker=width,
         is_most=stops or not isinstance(spec.scheduler, FifoSpec),
         origin="unknown, for no trial of these shapes ran yet; --calibrate measures it"
         if configs
         else "unknown, for none of those listed is admitted",
     )
-    known = _known(configs, measured, unknown.concurrent)
+    known = _known(configs, measured, concurrent * width)
     if not known:
         return unknown
     # What is drawn or proposed beyond the list is taken to be like the list.
@@ -147,18 +153,19 @@ def reckon(plan: Plan, measured: Sequence[Measured], origin: str) -> Forecast:
     longest = _by_each(max, [each.secs for each in known])
     total = _by_each(sum, [each.secs for each in known]).times(share)
     total = _stopped(total, longest, count, spec)
-    at_a_time = max(1.0, min(float(unknown.concurrent), count))
+    workers = max(1.0, min(float(concurrent), count))
+    each_has = max(1.0, min(float(width), count / concurrent))
     sizes = [each.checkpoint_bytes for each in known if each.checkpoint_bytes is not None]
     kept = most = None
     if len(sizes) == len(known):
         kept = max(sizes) if plan.selection is not None else round(sum(sizes) * share)
         # While it runs, a trial has some more, and one that is being written.
-        most = kept + round(max(sizes) * KEPT_CHECKPOINTS * max(at_least, at_a_time))
+        most = kept + round(max(sizes) * KEPT_CHECKPOINTS * max(at_least, workers * each_has))
     return dataclasses.replace(
         unknown,
         unknown_trials=in_all - count,
         accelerator_hours=total.times(_devices(spec) / 3600),
-        wall_secs=_by_each(max, [total.times(1 / at_a_time), longest]),
+        wall_secs=_by_each(max, [total.times(1 / workers), longest.times(each_has)]),
         checkpoint_bytes=kept,
         most_checkpoint_bytes=most,
         origin=origin,
@@ -171,15 +178,16 @@ def _devices(spec: SweepSpec) -> float:
 
 def _stopped(total: Range, longest: Range, count: float, spec: SweepSpec) -> Range:
     """Seconds of all workers, where a rule of stop may end the sweep; what runs then goes on."""
-    rule, concurrent = spec.stop, spec.resources.max_concurrent_trials
+    rule, workers = spec.stop, spec.resources.max_concurrent_trials
+    at_once = workers * spec.resources.trials_per_worker
     if rule.trials is not None and rule.trials < count:
-        total = _by_each(min, [total, longest.times(rule.trials + concurrent - 1)])
+        total = _by_each(min, [total, longest.times(rule.trials + at_once - 1)])
     if rule.accelerator_hours is not None:
         secs = _fixed(rule.accelerator_hours * 3600 / _devices(spec))
-        total = _by_each(min, [total, _by_each(sum, [secs, longest.times(concurrent)])])
+        total = _by_each(min, [total, _by_each(sum, [secs, longest.times(at_once)])])
     if rule.time_budget_s is not None:
-        secs = _by_each(sum, [_fixed(rule.time_budget_s), longest])
-        total = _by_each(min, [total, secs.times(concurrent)])
+        secs = _fixed(rule.time_budget_s * workers)
+        total = _by_each(min, [total, _by_each(sum, [secs, longest.times(at_once)])])
     return total
 
 
@@ -192,9 +200,9 @@ class _Known:
 
 
 def _known(
-    configs: Sequence[TrialConfig], measured: Sequence[Measured], concurrent: int
+    configs: Sequence[TrialConfig], measured: Sequence[Measured], at_once: int
 ) -> list[_Known]:
-    """What each trial will take of which something is known."""
+    """What each trial will take of which something is known; so many begin at once."""
     families: dict[Hashable, list[Measured]] = collections.defaultdict(list)
     for one in measured:
         families[family_of(one.config)].append(one)
@@ -209,7 +217,7 @@ def _known(
         usual, slowest = statistics.median_low(starts), max(starts)
         shape = (family, config.sampling_prob)
         begun[shape] += 1
-        compiles = begun[shape] <= concurrent
+        compiles = begun[shape] <= at_once
         start = Range(slowest if compiles else usual, min(starts), slowest)
         sizes = [one.checkpoint_bytes for one in families[family]]
         size = max((each for each in sizes if each is not None), default=None)

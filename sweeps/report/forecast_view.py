@@ -15,11 +15,13 @@ def forecast_lines(forecast: Forecast) -> list[Text]:
     hours, wall = forecast.accelerator_hours, forecast.wall_secs
     if hours is None or wall is None:
         return [Text(f"How long it takes is {forecast.origin}.")] if forecast.trials else []
-    concurrent = forecast.concurrent
+    concurrent, width = forecast.concurrent, forecast.trials_per_worker
     words = (
         f"Takes {_show(hours, show_value)} accelerator-hours and {_show(wall, _duration)}, "
-        f"{concurrent} trial{'s' * (concurrent > 1)} at a time"
+        f"{concurrent} {'trial' if width == 1 else 'worker'}{'s' * (concurrent > 1)} at a time"
     )
+    if width > 1:
+        words += f" with up to {width} trials each"
     if forecast.is_most:
         words += "; less where trials are pruned or a rule of stop holds before"
     lines = [Text(f"{words} ({forecast.origin}).")]

@@ -17,10 +17,18 @@ from tests.sweeps.whole_sweep import (
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
+# What comes last is refused, for its batch is too dear.
+TOO_DEAR = 0.5
+
+
 def finished(folder, scheduler, learning_rates, **sections):
-    """A sweep whose trials learn much, or nothing, one after the other: its document and store."""
-    space = {**SPEC["search_space"], "optimizer": "sgd", "expected_batch_size": 128}
-    space["learning_rate"] = {"grid_search": learning_rates}
+    """A sweep whose trials learn much, or nothing, one after the other: its document and store.
+
+    Another configuration is refused by the budget, which is left out of the document.
+    """
+    space = {**SPEC["search_space"], "optimizer": "sgd"}
+    space["learning_rate"] = {"grid_search": [*learning_rates, TOO_DEAR]}
+    space["expected_batch_size"] = {"by": "learning_rate", str(TOO_DEAR): 512, "else": 128}
     spec = {**SPEC, "search_space": space, "scheduler": scheduler, **sections}
     with running(folder, spec) as process:
         out, err = process.communicate(timeout=DEADLINE_SECS)
@@ -28,6 +36,12 @@ def finished(folder, scheduler, learning_rates, **sections):
     document = json.loads(out)
     store, home = store_of(folder)
     assert verify(store, home, document["sweep_id"], with_mlflow=False).ok
+    (refused,) = (
+        trial for trial in document["trials"] if trial["config"]["learning_rate"] == TOO_DEAR
+    )
+    assert (refused["state"], refused["step"]) == ("REJECTED", 0)
+    assert not attempts_at(store, refused["trial_id"])
+    document["trials"].remove(refused)
     return document, store
 
 

@@ -11,6 +11,7 @@ from sweeps.forecast.earlier_trials import earlier_trials
 from sweeps.forecast.measured import Measured
 from sweeps.forecast.reckoning import Range, forecast, reckon
 from sweeps.home import Home
+from sweeps.report.forecast_view import forecast_lines
 from sweeps.service import make_plan
 from tests.sweeps.fork_parents import MEASURED, branch
 from tests.sweeps.test_proposals import SPEC, submitted
@@ -62,6 +63,18 @@ def test_the_first_of_a_shape_on_each_worker_compiles(tmp_path):
     assert found.wall_secs.most == pytest.approx((40 + 16) / 2)
     assert found.accelerator_hours is not None
     assert found.accelerator_hours.about == pytest.approx(30 * 3 / 3600)
+
+
+def test_trials_that_share_a_worker_take_a_share_of_it_each(tmp_path):
+    resources = {"max_concurrent_trials": 1, "trials_per_worker": 3}
+    plan = plan_of(tmp_path, resources=resources, stop={"trials": 1})
+    found = reckon(plan, like(plan, (2.0, 0.5)), "")
+    assert (found.concurrent, found.trials_per_worker) == (1, 3)
+    assert vars(found.accelerator_hours) == exactly((1 + 3 - 1) * 12.0 / 3600)
+    assert vars(found.wall_secs) == exactly(3 * 12.0), "three go on to their end"
+    assert found.most_checkpoint_bytes == 4000 + 3 * 2000
+    (line, _) = forecast_lines(found)
+    assert "1 worker at a time with up to 3 trials each; less where" in line.plain
 
 
 def test_gpus_count_instead_of_cpus(tmp_path):
@@ -204,6 +217,22 @@ def test_earlier_trials_tell_from_their_rows(tmp_path):
     assert foreseen.wall_secs is not None
     assert foreseen.wall_secs.least == pytest.approx(4 * 20 * 0.3)
     assert foreseen.wall_secs.most == pytest.approx(4 * 20 * 0.5)
+    # Two that a worker had at a time took half of it each, while both were there.
+    with writing(store.ledger.engine) as connection:
+        both = {"resources": {**store.sweep(sweep_id).spec["resources"], "trials_per_worker": 2}}
+        spec = store.sweep(sweep_id).spec
+        connection.execute(sweeps.update().values(spec={**spec, **both}))
+        later = attempts.update().where(attempts.c.trial_id == second)
+        connection.execute(later.values(started_at=104.0, ended_at=110.0))
+        moment = reports.update().where(reports.c.trial_id == second)
+        connection.execute(moment.values(reported_at=109.0))
+    assert not earlier_trials(plan, store)
+    packed = plan_of(tmp_path, resources=both["resources"])
+    shared = {one.config.learning_rate: one for one in earlier_trials(packed, store)}
+    assert shared[0.5].step_secs == pytest.approx(0.5 / 1.6)
+    assert shared[1.0].step_secs == pytest.approx(0.3 / 2)
+    with writing(store.ledger.engine) as connection:
+        connection.execute(sweeps.update().values(spec=spec))
     # Workers that had other resources are no guide, nor are trials that branched off.
     wider = plan_of(tmp_path, resources={"cpus_per_trial": 2})
     assert not earlier_trials(wider, store)
