@@ -55,7 +55,7 @@ GRID_ORDER = (
 )
 
 # What a trial's privacy depends on.
-_COSTLY = ("noise_multiplier", "iterations", "expected_batch_size")
+COSTLY = ("noise_multiplier", "iterations", "expected_batch_size")
 
 # Which of the independent random streams a field draws from. These numbers are part of what a
 # seed means: a new field gets a new number, and no number changes.
@@ -215,13 +215,13 @@ def candidates(spec: SweepSpec) -> list[Hyperparameters]:
     decisive = {
         domain.by
         for name, domain in domains.items()
-        if name in _COSTLY and isinstance(domain, ConditionalDomain)
+        if name in COSTLY and isinstance(domain, ConditionalDomain)
     }
 
     def values(name: str, domain: Domain) -> tuple[Value, ...]:
         if name in decisive:
             return domain.values
-        if name not in _COSTLY:
+        if name not in COSTLY:
             return domain.values[:1]
         if not domain.is_range:
             return domain.values

@@ -394,8 +394,8 @@ def _constants(configs: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, str], .
     return ((f"{who}: {describe_config(flat, same)}", "dim"),) if same else ()
 
 
-def _counted(states: Sequence[str]) -> str:
-    trials = f"{len(states)} trial{'' if len(states) == 1 else 's'}"
+def _counted(states: Sequence[str], noun: str = "trial") -> str:
+    trials = f"{len(states)} {noun}{'' if len(states) == 1 else 's'}"
     return f"{trials}: {count_words(states)}" if states else trials
 
 
@@ -518,6 +518,7 @@ def check_table(
     guarantee: str = "",
     max_rows: int | None = None,
     repeats: int = 1,
+    noun: str = "trial",
 ) -> RenderableType:
     """What would be admitted and what rejected, in the trials' order.
 
@@ -527,17 +528,18 @@ def check_table(
         guarantee: The policy's promise in words, shown below.
         max_rows: Show so many configurations, and only count the rest; None shows all.
         repeats: How many trials each of them is.
+        noun: What each row is.
     """
     shown = rows if max_rows is None else rows[:max_rows]
     rest = rows[len(shown) :]
     configs = [row.config for row in rows]
-    counts = _counted([row.decision for row in rows] * repeats)
+    counts = _counted([row.decision for row in rows] * repeats, noun)
     styles = {"admitted": "green", "rejected": "red"}
     varying = varying_names(configs)
     note = f"Each is {repeats} trials with other noise and another initialisation; ε is of one."
     return _Sheet(
         title=f"{one_line(title)}: {counts}" if title else counts,
-        before=("trial", "ε"),
+        before=(noun, "ε"),
         after=("decision",),
         left=frozenset({"decision"}),
         names=tuple(name for name in varying if name != "sampling_prob"),

@@ -447,6 +447,12 @@ def test_a_private_selection_is_reckoned(command, home, tmp_path):
     assert code == 0
     assert document["selection"]["mean"] == 5
     assert [other["policy"] for other in document["alternatives"]] == ["declared"]
+    drawn = {**SELECTION, "search_space.learning_rate": {"loguniform": [0.125, 8.0]}}
+    _, out, _ = command("check", write(tmp_path, drawn))
+    words = " ".join(out.split())
+    assert "2 candidates: 2 admitted" in words
+    assert "A secret number of trials is run, 5 on average" in words
+    assert "learning_rate" not in words, "which has no value"
     assert not home.exists()
 
 
