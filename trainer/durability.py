@@ -8,19 +8,17 @@ import os
 from pathlib import Path
 
 
-def write_durably(path: Path, text: str, *, mode: int = 0o666) -> None:
+def write_durably(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Replaces a file: afterwards all of it is there, or, if this fails, what was before.
 
     Args:
         path: The file.
-        text: What it holds then.
+        content: What it holds then; text as UTF-8.
         mode: Who may read and write it, less the process's umask.
     """
     partial = path.with_name(f".{path.name}.partial")
-    with open(
-        partial, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)
-    ) as file:
-        file.write(text)
+    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

@@ -12,7 +12,6 @@ the very same steps again, which costs nothing; one that does not, begins anothe
 
 import contextlib
 import hashlib
-import os
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from trainer.durability import sync
+from trainer.durability import write_durably
 from trainer.errors import SecretError
 from trainer.mechanism.branch import BRANCH_ID
 
@@ -84,12 +83,7 @@ class BranchKeys:
         path = _path(secrets_dir, self.branch_id)
         try:
             secrets_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            with open(os.open(path, flags, 0o600), "wb") as file:
-                file.write(self._root)
-                file.flush()
-                os.fsync(file.fileno())
-            sync(secrets_dir)
+            write_durably(path, self._root, mode=0o600)
         except OSError as error:
             raise SecretError(f"{secrets_dir}: no key can be kept there: {error}") from error
 

@@ -1,8 +1,10 @@
+import os
 import pickle
 
 import numpy as np
 import pytest
 
+from trainer.errors import SecretError
 from trainer.mechanism.keys import BranchKeys
 
 
@@ -36,6 +38,20 @@ def test_secrets_are_not_shown_and_not_pickled():
     assert "S" * 4 not in repr(keys)
     with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(keys)
+
+
+def test_a_root_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    keys = BranchKeys()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(SecretError, match="no key can be kept"):
+            keys.save(tmp_path)
+    assert BranchKeys.load(tmp_path, keys.branch_id) is None
+    keys.save(tmp_path)
+    found = BranchKeys.load(tmp_path, keys.branch_id)
+    assert found is not None
+    assert np.array_equal(found.noise_keys([1])[0], keys.noise_keys([1])[0])
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
 def test_root_must_be_256_bits():
