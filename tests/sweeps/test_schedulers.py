@@ -28,6 +28,10 @@ def finished(folder, scheduler, learning_rates, **sections):
     """
     space = {**SPEC["search_space"], "optimizer": "sgd"}
     space["learning_rate"] = {"grid_search": [*learning_rates, TOO_DEAR]}
+    # Of a linear model a small rate alone is no worse than a large one. With this decay each step
+    # undoes the one before, and only their noise adds up.
+    undone = {str(rate): 2 / rate for rate in learning_rates if rate < 1e-3}
+    space["weight_decay"] = {"by": "learning_rate", **undone, "else": 0.0}
     space["expected_batch_size"] = {"by": "learning_rate", str(TOO_DEAR): 512, "else": 128}
     spec = {**SPEC, "search_space": space, "scheduler": scheduler, **sections}
     with running(folder, spec) as process:
