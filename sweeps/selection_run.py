@@ -157,7 +157,7 @@ class SelectionRun(TrialRun):
                     for report in reports:
                         if not self._goes_on(report):
                             return False
-                break
+                return True
             except OutOfMemory as error:
                 if error.microbatch_size <= 1:
                     raise
@@ -168,9 +168,6 @@ class SelectionRun(TrialRun):
                 # What is there of it cannot be gone on with, and nobody has seen it.
                 self._folder.forget(self._progress.number)
                 self._keep(curve=())
-        assert self._branch is not None  # it has reported
-        self._write(self._progress.with_ended(self._branch.branch_id))
-        return True
 
     def _fitting(self, config: TrialConfig) -> TrialConfig:
         size = self._progress.microbatch_size
@@ -217,9 +214,13 @@ class SelectionRun(TrialRun):
     def _goes_on(self, report: TrialReport) -> bool:
         """Notes a report; False if somebody asked for a pause and the trial has not ended."""
         curve = (*self._progress.curve, releasable(report))
-        self._keep(curve=curve, attempt=self._held.number)
-        asked = self._ask(lambda: self._selections.wish(self._sweep_id))
-        return asked is not Wish.PAUSE or report.outcome != "running"
+        progress = dataclasses.replace(self._progress, curve=curve, attempt=self._held.number)
+        if report.outcome != "running":
+            assert self._branch is not None  # it is charged
+            self._write(progress.with_ended(self._branch.branch_id))
+            return True
+        self._write(progress)
+        return self._ask(lambda: self._selections.wish(self._sweep_id)) is not Wish.PAUSE
 
     def _keep(self, **changes: Any) -> None:
         self._write(dataclasses.replace(self._progress, **changes))

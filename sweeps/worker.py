@@ -186,6 +186,8 @@ class TrialRun:
             return None
         wish = self._record(report)
         if report.outcome != "running":
+            assert self._reports is not None
+            next(self._reports, None)  # nothing of it is needed again
             self.close()
         elif wish is Wish.PAUSE:
             self.close()

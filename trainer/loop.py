@@ -168,7 +168,8 @@ def trial_reports(
 
     Yields:
         A report after every ``report_every_steps`` steps and one at the end. Asking for the
-        next one takes the next steps; the last has an outcome other than ``running``.
+        next one takes the next steps; the last has an outcome other than ``running``, and who
+        asks for another says that it is safe: then the roots of its noise are removed.
     """
     reports = packed_reports(
         Pack(0),
@@ -276,14 +277,16 @@ def packed_reports(
             utilities = yield from pack.utilities(trial, at)
             report = trial.report(at, charged, counted, utilities)
             writer.save(lambda at=at: trial.checkpoint(at))
-            if report.outcome != "running":
-                writer.finish()
-                if secrets_dir is not None and leads:
-                    for ended in (branch, *known_branches):
-                        forget_root(secrets_dir, ended.branch_id)
+            if report.outcome == "running":
+                yield report
+                continue
+            writer.finish()
             yield report
-            if report.outcome == "diverged":
-                return
+            # Only now: if the report was lost on its way, the steps can be taken again.
+            if secrets_dir is not None and leads:
+                for ended in (branch, *known_branches):
+                    forget_root(secrets_dir, ended.branch_id)
+            return
 
 
 def _report_steps(start: int, iterations: int, every: int) -> Iterator[int]:

@@ -303,6 +303,15 @@ def interrupted(selection, after=4):
             SelectionRun(selection.store, selection.home, selection.trial_id).next_report()
 
 
+def test_one_that_is_cut_off_at_a_trials_last_report_goes_on_with_the_next(three):
+    interrupted(three, after=STEPS // EVERY - 1)
+    assert (three.progress.number, three.progress.curve) == (1, ())
+    wanted = three.draws.trial(2).shown
+    assert three.end().step == STEPS
+    assert three.row.config == wanted
+    assert_nothing_secret_is_left(three)
+
+
 def test_a_damaged_secret_fails_it_too(three):
     interrupted(three)
     (three.home.secrets_dir / "selections" / three.trial_id / "progress.json").write_text("{")

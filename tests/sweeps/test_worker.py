@@ -164,7 +164,9 @@ def test_a_last_checkpoint_whose_report_was_cut_off_is_none(
     assert len(place.store.attempts.assignment(TRIAL).checkpoints) == 2
     assert place.run_on() == [STEPS]
     assert (place.trial.state, place.checkpoint_steps()) == ("COMPLETED", [STEPS])
-    assert place.store.ledger.reservation(TRIAL).charged == place.trial.charged_iterations
+    assert place.store.ledger.reservation(TRIAL).charged == place.trial.charged_iterations == STEPS
+    assert len(place.branches()) == 1, "the root of its noise was there, and nothing is paid twice"
+    assert not list(place.home.secrets_dir.iterdir()), "and now it is not"
     assert place.store.ledger.verify().ok
 
 
