@@ -50,6 +50,11 @@ def charges_of(folder, config=CONFIG):
 
 def train(folder, data_home, config=CONFIG, on_charge=None, **more) -> TrialResult:
     """Goes on with what is in a folder, or begins there."""
+    return run_trial(config, data_home=data_home, **kept_in(folder, config, on_charge), **more)
+
+
+def kept_in(folder, config, on_charge=None):
+    """What a trial needs to go on with what is in a folder, or to begin there, as arguments."""
     charges = charges_of(folder, config)
 
     def charge(branch, step):
@@ -58,16 +63,13 @@ def train(folder, data_home, config=CONFIG, on_charge=None, **more) -> TrialResu
             on_charge(step)
         return total
 
-    return run_trial(
-        config,
-        data_home=data_home,
-        checkpoint_dir=folder / "checkpoints",
-        resume_from=first_readable(checkpoints_in(folder / "checkpoints")).path,
-        known_branches=charges.branches,
-        secrets_dir=folder / "secrets",
-        charge=charge,
-        **more,
-    )
+    return {
+        "checkpoint_dir": folder / "checkpoints",
+        "resume_from": first_readable(checkpoints_in(folder / "checkpoints")).path,
+        "known_branches": charges.branches,
+        "secrets_dir": folder / "secrets",
+        "charge": charge,
+    }
 
 
 def fork(folder, data_home, parent, config=CHILD, **more) -> TrialResult:

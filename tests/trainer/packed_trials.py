@@ -11,11 +11,9 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.trainer.killed_trial import CONFIG, charges_of
+from tests.trainer.killed_trial import CONFIG, kept_in
 from trainer.loop import packed_reports
 from trainer.pack import Pack
-from trainer.weights.checkpoint_writer import checkpoints_in
-from trainer.weights.checkpoints import first_readable
 
 # All in which trials of one shape may differ, the steps between their reports included.
 CONFIGS = (
@@ -32,25 +30,8 @@ CONFIGS = (
 def going(pack, folder, data_home, config, on_charge=None, **more):
     """Goes on with what is in a folder, or begins there."""
     folder.mkdir(parents=True, exist_ok=True)
-    charges = charges_of(folder, config)
-
-    def charge(branch, step):
-        total = charges.charge(branch, step)
-        if on_charge is not None:
-            on_charge(step)
-        return total
-
-    return packed_reports(
-        pack,
-        config,
-        data_home=data_home,
-        checkpoint_dir=folder / "checkpoints",
-        resume_from=first_readable(checkpoints_in(folder / "checkpoints")).path,
-        known_branches=charges.branches,
-        secrets_dir=folder / "secrets",
-        charge=charge,
-        **more,
-    )
+    kept = kept_in(folder, config, on_charge)
+    return packed_reports(pack, config, data_home=data_home, **kept, **more)
 
 
 def drive(pack, running):
