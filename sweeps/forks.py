@@ -15,6 +15,7 @@ from sweeps.admission import describe_dataset, num_units
 from sweeps.database.forking import NewFork
 from sweeps.database.store import Store
 from sweeps.errors import CommandError, Problem, SpecError, StoreError
+from sweeps.guarantee import proxy_scale
 from sweeps.home import Home
 from sweeps.search_space import expand, shown_proxy, shown_setting, trial_config
 from sweeps.spec.domains import BY, CALIBRATED, ConditionalDomain
@@ -62,7 +63,7 @@ def new_fork(
     config = TrialConfig.from_json(parent.trial_config)
     document = store.sweep(parent.sweep_id).spec
     setting = {name: getattr(config, name) for name in SearchSpace.model_fields}
-    scale = document.get("proxy", {}).get("scale", 1.0)
+    scale = proxy_scale(document)
     if scale != 1:  # what ran is a proxy of what is said
         setting["expected_batch_size"] *= scale
         setting["noise_multiplier"] *= scale

@@ -57,13 +57,14 @@ def _of_repeats(spec: Mapping[str, Any]) -> str:
     )
 
 
-def _proxy_scale(spec: Mapping[str, Any]) -> float:
+def proxy_scale(spec: Mapping[str, Any]) -> float:
+    """How many times smaller trials are than a specification, as plain data, says; 1 for alike."""
     return float(spec.get("proxy", {}).get("scale", 1.0))
 
 
 def _of_proxies(spec: Mapping[str, Any]) -> str:
     """What ran, where that is not what the search space says."""
-    scale = _proxy_scale(spec)
+    scale = proxy_scale(spec)
     if scale == 1:
         return ""
     return (
@@ -92,7 +93,7 @@ def sampling(spec: Mapping[str, Any], sampling_prob: float | None = None) -> acc
     if mechanism.get("truncated_batch_size") is not None:
         return "truncated_poisson"
     everybody = sampling_prob == 1 if sampling_prob is not None else set(_sizes(spec)) == {FULL}
-    if _proxy_scale(spec) != 1:
+    if proxy_scale(spec) != 1:
         everybody = False  # the probability is that of the run for which a trial stands in
     return "full_batch" if everybody else "poisson"
 

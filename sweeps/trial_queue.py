@@ -170,7 +170,8 @@ class TrialQueue:
         if not self._wants_refused():
             return ()
         refused, sweep_id = self._store.refused, self._sweep_id
-        if refused.fitting(sweep_id) is None and not self._in_hand and not self._more_to_come():
+        # What is dear to find out comes last: as long as trials run there is nothing to prune.
+        if not (self._in_hand or self._more_to_come()) and refused.fitting(sweep_id) is None:
             self._store.rungs.prune_waiting(sweep_id)
         return refused.admit(sweep_id)
 
